@@ -1,0 +1,129 @@
+"""Checks of the repository's promises: `python .ci/checks.py NAME`. Each prints what is wrong and exits with 1."""
+import difflib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SAFE_OUTPUTS = {"text/plain", "text/markdown", "image/png"}
+PUBLISHED = {"exp_divergence_criterion": {}, "exp_regularization": {"dataset": "eurosat"}}  # experiments with committed records
+
+
+def copy_of_repository() -> Path:
+    "The tracked files in a folder of their own, as a repository whose changes git can tell."
+    copy = Path(tempfile.mkdtemp()) / "copy"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    git = ["git", "-c", "user.name=check", "-c", "user.email=check@example.org"]
+    for command in (["git", "init", "-q"], ["git", "add", "-A"], [*git, "commit", "-qm", "as committed"]):
+        subprocess.run(command, cwd=copy, check=True)
+    return copy
+
+
+def run_in(copy: Path, *command: str) -> None:
+    "Run a command in the copy, with the copy as the repository."
+    subprocess.run(command, cwd=copy, check=True, env=os.environ | {"JEM_ROOT": str(copy), "PYTHONPATH": str(copy)})
+
+
+def changes(copy: Path, *paths: str) -> list[str]:
+    return subprocess.run(["git", "status", "--porcelain", *paths], cwd=copy, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def clean() -> list[str]:
+    copy = copy_of_repository()
+    run_in(copy, "nbdev_clean")
+    return [f"not clean, run nbdev_clean: {line}" for line in changes(copy, "nbs")]
+
+
+def export() -> list[str]:
+    copy = copy_of_repository()
+    for module in (copy / "jem_nb").glob("*.py"):
+        if module.name != "__init__.py":
+            module.unlink()  # what no notebook exports does not come back
+    run_in(copy, "nbdev_export")
+    return [f"differs from its notebook, run nbdev_export (D: no notebook exports it): {line}" for line in changes(copy, "jem_nb")]
+
+
+def notebooks() -> list[str]:
+    problems = []
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")) + sorted((ROOT / "reports").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+        tagged = sum("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+        if path.name.startswith("exp_") and tagged != 1:
+            problems.append(f"{path.name}: {tagged} cells tagged 'parameters', expected one")
+        if path.parent.name == "nbs" and path.name.startswith("exp_") and outputs:
+            problems.append(f"{path.name}: {len(outputs)} stored outputs, expected none")
+        kinds = {kind for output in outputs for kind in output.get("data", {})} - SAFE_OUTPUTS
+        if kinds or any(output["output_type"] == "error" for output in outputs):
+            problems.append(f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}")
+    return problems
+
+
+def records() -> list[str]:
+    from jem_nb.records import read_record
+    problems = []
+    for folder in sorted((ROOT / "reports" / "runs").glob("*/*/")):
+        tracked = subprocess.run(["git", "ls-files", str(folder)], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        if not tracked:
+            continue  # a run of this machine, under way or the user's own
+        if read_record(folder) is None:
+            problems.append(f"{folder.relative_to(ROOT)}: committed without result.json")
+        size = sum((ROOT / name).stat().st_size for name in tracked)
+        if size > 60_000:
+            problems.append(f"{folder.relative_to(ROOT)}: {size} bytes, expected at most 60,000")
+    return problems
+
+
+def rebuild(work: str) -> list[str]:
+    copy = copy_of_repository()
+    for folder in ("tables", "figures"):
+        shutil.rmtree(copy / "reports" / folder, ignore_errors=True)
+    environment = os.environ | {"JEM_ROOT": str(copy), "PYTHONPATH": str(copy)}
+    environment.pop("JEM_DATA", None)  # records are enough
+    for name, parameters in PUBLISHED.items():
+        options = [part for key, value in (parameters | {"publish": True, "train_missing": False}).items() for part in ("-p", key, str(value))]
+        subprocess.run(["papermill", "--no-progress-bar", f"nbs/{name}.ipynb", f"{work}/{name}.ipynb", *options], cwd=copy, check=True, env=environment)
+    problems = []
+    for path in [Path("README.md"), *(p.relative_to(ROOT) for p in sorted((ROOT / "reports" / "tables").glob("*.csv")))]:
+        before, after = (ROOT / path).read_text(), (copy / path).read_text() if (copy / path).exists() else ""
+        problems += [f"{path}: {line}" for line in difflib.unified_diff(before.splitlines(), after.splitlines(), "committed", "rebuilt", lineterm="", n=0)]
+    return problems + different_figures(copy)
+
+
+def different_figures(copy: Path) -> list[str]:
+    "Figures show the same: at most one pixel in a thousand may differ, by other releases' anti-aliasing."
+    import numpy as np
+    from PIL import Image
+    problems = []
+    for path in sorted((ROOT / "reports" / "figures").glob("*.png")):
+        rebuilt = copy / path.relative_to(ROOT)
+        if not rebuilt.exists():
+            problems.append(f"{path.name} was not rebuilt")
+            continue
+        one, two = (np.asarray(Image.open(file).convert("RGB"), dtype=int) for file in (path, rebuilt))
+        if one.shape != two.shape or (np.abs(one - two).max(axis=2) > 16).mean() > 1e-3:
+            problems.append(f"{path.name} differs from the committed one")
+    return problems
+
+
+def control() -> list[str]:
+    from jem_nb.records import collect
+    runs = [r for r in collect("regularization") if (r["config"]["dataset"], r["config"]["preset"], r["config"]["regularizer"]) == ("scenes", "cpu", "none")]
+    died = sum(run["status"] == "diverged" for run in runs)
+    print(f"control on scenes: {died} of {len(runs)} runs died")
+    return [] if runs and 2 * died >= len(runs) else ["expected the control to die in at least half of its runs"]
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    found = globals()[name](*arguments)
+    print("\n".join(found))
+    sys.exit(bool(found))
