@@ -163,7 +163,7 @@ def check_ranges(config: "RunConfig") -> None:
     with torch.device("meta"):  # builds the shapes only, so a mistake in the network's name costs nothing
         make_network(config.network, 3, 10, config.activation, config.normalization)
 
-# %% ../nbs/62_configuration.ipynb #9433bbcf
+# %% ../nbs/62_configuration.ipynb #603b3e85
 DATASET_FIELDS = {  # what a data set asks for under every preset
     "scenes": {"split": "generated"},
     "eurosat": {"split": "random"},
@@ -175,7 +175,7 @@ _CPU = {
 PRESETS: dict[str, dict[str, dict]] = {  # fields by preset and data set; "*" for all
     "smoke": {"*": _CPU | {"network": "convnet-4", "image_size": 16, "train_images": 96, "validation_images": 40, "batch_size": 16, "steps": 2, "buffer_size": 50, "epochs": 2}},
     "cpu": {
-        "*": _CPU | {"image_size": 32, "train_images": 4000, "validation_images": 2000},
+        "*": _CPU | {"image_size": 32, "train_images": 3200, "validation_images": 2000},
         "scenes": {"image_size": 16, "train_images": 1600, "validation_images": 500},
     },
     "paper": {"*": {}, "scenes": {"train_images": 22000}, "cifar10": {"image_size": 32, "train_images": 50000, "validation_images": 10000}},

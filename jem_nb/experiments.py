@@ -133,7 +133,7 @@ def run(
     write_json(folder / "result.json", record)  # last: its presence says that the run is finished
     return read_record(folder)
 
-# %% ../nbs/65_experiments.ipynb #fdcaf12b
+# %% ../nbs/65_experiments.ipynb #c8ab56e9
 class SweepError(RuntimeError):
     "Some runs of a sweep crashed; all others are finished and their records are kept."
 
@@ -155,7 +155,7 @@ def sweep(
         require_writable(run_folder(experiment, missing[0].run_id, root).parent)
         for config in {config_data(config): config for config in missing}.values():
             load_data(config)  # mistakes show before any process starts, and the cache is filled once
-        with tqdm(total=sum(c.epochs * c.iterations_per_epoch for c in missing), unit="it", unit_scale=True, smoothing=0.05, mininterval=2) as bar:
+        with tqdm(total=sum(c.epochs * c.iterations_per_epoch for c in missing), unit="it", unit_scale=True, smoothing=0.05, mininterval=5) as bar:
             done, failures = _compute(missing, experiment, root, executor, workers or core_count(), bar)
         records |= done
         if failures:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['assignments', 'declared_parameters', 'passed_parameters', 'check_value', 'read_parameters', 'in_test']
 
-# %% ../nbs/60_parameters.ipynb #930e574d
+# %% ../nbs/60_parameters.ipynb #e0eecb5b
 import ast
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ def declared_parameters(
         raise ValueError(f"{path} has {len(cells)} cells tagged 'parameters': expected exactly one")
     return assignments("".join(cells[0]["source"]))
 
-# %% ../nbs/60_parameters.ipynb #37d698c8
+# %% ../nbs/60_parameters.ipynb #79cef136
 def passed_parameters(
     history: Sequence[str],  # IPython's `In`
 ) -> dict[str, object]:  # {} where nothing was passed
@@ -45,10 +46,14 @@ def passed_parameters(
     return assignments(injected[-1]) if injected else {}
 
 
-def check_value(name: str, value: object, default: object) -> object:  # the value, an int where a float is expected turned into one
-    "A parameter's value, if it is of the type of its default."
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+def check_value(name: str, value: object, default: object) -> object:  # the value in the type of its default
+    "A parameter's value, if it is of the type of its default or says so plainly."
+    # on the command line papermill knows True but not true, and YAML takes 1e-4 for a text
+    if isinstance(default, bool) and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if isinstance(default, float) and not isinstance(value, bool):
+        with suppress(TypeError, ValueError):
+            return float(value)
     if type(value) is not type(default):
         raise ValueError(f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such as the default {default!r}")
     return value
@@ -56,7 +61,7 @@ def check_value(name: str, value: object, default: object) -> object:  # the val
 
 def read_parameters(
     notebook: str,  # the notebook's name, such as "exp_regularization"
-    namespace: Mapping[str, object],  # `globals()` of the notebook
+    namespace: MutableMapping[str, object],  # `globals()` of the notebook; values are put back in the declared type
     folder: str | Path | None = None,  # where the notebook is; nbs/ of the repository if None
 ) -> SimpleNamespace:  # the checked values by name
     "The notebook's parameters as they stand now; ValueError for an unknown name or another type."
@@ -64,7 +69,9 @@ def read_parameters(
     for name in passed_parameters(namespace.get("In", [])):
         if name not in declared:
             raise ValueError(f"unknown parameter {name!r}: expected one of {', '.join(declared)}.{did_you_mean(name, declared)}")
-    return SimpleNamespace(**{name: check_value(name, namespace[name], default) for name, default in declared.items()})
+    checked = {name: check_value(name, namespace[name], default) for name, default in declared.items()}
+    namespace.update(checked)
+    return SimpleNamespace(**checked)
 
 # %% ../nbs/60_parameters.ipynb #78b85dc0
 def in_test() -> bool:  # False for users

@@ -77,26 +77,49 @@ def publish_notebook(
     cleaned = clean_notebook(notebook, private=(str(root), str(Path.home())))
     return write_text(destination or root / "reports" / f"{name}.ipynb", nbformat_text(cleaned))
 
-# %% ../nbs/75_publishing.ipynb #82244c60
+# %% ../nbs/75_publishing.ipynb #ad69774d
 class Publisher:
-    "Writes an experiment's files below one folder, and remembers which."
+    "Writes an experiment's files below one folder, and lists them."
 
-    def __init__(self, folder: str | Path | None = None):  # reports/ of the repository if None
-        self.folder = require_writable(folder or repository_root() / "reports")
-        self.written: list[str] = []  # relative to the folder
+    def __init__(
+        self,
+        folder: str | Path | None = None,  # reports/ of the repository if None
+        write: bool = True,  # False: only list what would be written
+    ):
+        self.folder, self.write = Path(folder or repository_root() / "reports"), write
+        self.files: list[str] = []  # relative to the folder
+        if write:
+            require_writable(self.folder)
 
     def table(self, frame: pd.DataFrame, name: str) -> None:
         "Write tables/<name>.csv."
-        write_table(frame, self._path("tables", f"{name}.csv"))
+        if path := self._path("tables", f"{name}.csv"):
+            write_table(frame, path)
 
     def figure(self, figure: Figure, name: str) -> None:
         "Write figures/<name>.png."
-        save_figure(figure, self._path("figures", f"{name}.png"))
+        if path := self._path("figures", f"{name}.png"):
+            save_figure(figure, path)
+
+    def readme(self, name: str, text: str) -> None:
+        "Replace the block between `<!-- name -->` and `<!-- end -->` in the README beside the folder."
+        if not (path := self._path("..", "README.md")):
+            return
+        before, start, rest = path.read_text().partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"{path} has no block '<!-- {name} -->' with its '<!-- end -->': expected both, each on a line of its own")
+        write_text(path, f"{before}{start}{text.strip()}\n{end}{after}")
 
     def notebook(self, name: str, parameters: dict) -> None:
         "Write <name>.ipynb, executed with these parameters but for `publish`."
-        publish_notebook(name, parameters | {"publish": False}, self._path(f"{name}.ipynb"))
+        if path := self._path(f"{name}.ipynb"):
+            publish_notebook(name, parameters | {"publish": False}, path)
 
-    def _path(self, *parts: str) -> Path:
-        self.written.append("/".join(parts))
-        return self.folder.joinpath(*parts)
+    def _path(self, *parts: str) -> Path | None:  # None where nothing is to be written
+        self.files.append("/".join(parts))
+        return self.folder.joinpath(*parts) if self.write else None
+
+    def __str__(self) -> str:
+        heading = "Written below reports/:" if self.write else "Written below reports/ with -p publish true:"
+        return "\n".join([heading, *self.files])
