@@ -59,7 +59,7 @@ def augment(
     gathered = images[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return gathered.permute(0, 3, 1, 2)
 
-# %% ../nbs/15_batches.ipynb #e9216005
+# %% ../nbs/15_batches.ipynb #3814b2db
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:  # int64, a permutation of 0..count-1
     "The order in which an epoch visits the images."
     return torch.randperm(count, generator=named_generator(seed, "order", epoch))
@@ -80,6 +80,8 @@ class Batches:
     ):
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batch_size is {batch_size}: expected 1 to {len(images)}, the number of training images")
+        if not 0 <= pad < min(images.shape[2:]):
+            raise ValueError(f"pad is {pad}: expected 0 to {min(images.shape[2:]) - 1}, less than an image's side")
         self.images, self.labels = images, torch.from_numpy(np.asarray(labels, dtype=np.int64))
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise
 

@@ -115,7 +115,7 @@ class RunConfig:
 def _json(value):
     return list(value) if isinstance(value, tuple) else value
 
-# %% ../nbs/62_configuration.ipynb #ff9b67f4
+# %% ../nbs/62_configuration.ipynb #755a8615
 def check_types(config: "RunConfig") -> None:
     "Raise ValueError unless every field is of its declared type; whole numbers pass as floats."
     for name, hint in get_type_hints(type(config)).items():
@@ -153,6 +153,8 @@ def check_ranges(config: "RunConfig") -> None:
         raise ValueError(f"dataset is {config.dataset!r}: expected one of {', '.join(SPLITS)}.{did_you_mean(config.dataset, SPLITS)}")
     if config.split not in (splits := SPLITS[config.dataset]):
         raise ValueError(f"split is {config.split!r}: {config.dataset} has {', '.join(splits)}.{did_you_mean(config.split, splits)}")
+    if config.pad >= config.image_size:
+        raise ValueError(f"pad is {config.pad}: expected less than image_size, {config.image_size}")
     if config.batch_size > config.train_images:
         raise ValueError(f"batch_size is {config.batch_size}: expected at most train_images, {config.train_images}")
     if config.batch_size > config.buffer_size:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'load_data', 'build_trainer', 'make_record', 'versions', 'commit', 'one_thread', 'run', 'SweepError',
-           'sweep', 'config_data', 'core_count']
+           'sweep', 'config_data', 'core_count', 'default_workers']
 
-# %% ../nbs/65_experiments.ipynb #d76034e2
+# %% ../nbs/65_experiments.ipynb #4cb37d0f
 import multiprocessing
 import os
 import platform
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from .networks import build_network
 from .records import read_record, repository_root, require_writable, run_folder, write_bytes, write_json
 from .training import DivergenceWatch, History, ProgressBar, Trainer, evaluate
 
-# %% ../nbs/65_experiments.ipynb #30d0e5da
+# %% ../nbs/65_experiments.ipynb #bfb82e4a
 def load_data(config: RunConfig) -> tuple[ImageDataset, ImageDataset]:  # training and validation images
     "The images that a configuration asks for."
     return load_dataset(config.dataset, config.image_size, config.split, config.train_images, config.validation_images, config.data_seed)
@@ -45,6 +46,8 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
     def generator(name: str) -> torch.Generator: return named_generator(config.seed, name, device=device)
 
     classes, shape = len(train.classes), train.images.shape[1:]
+    if config.class_conditional and config.batch_size > config.buffer_size // classes:
+        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of one class, expected at least {classes * config.batch_size}")
     # the weights are drawn on the CPU, so that a run starts the same on every device
     network = build_network(config.network, shape[0], classes, named_generator(config.seed, "weights"), config.activation, config.normalization)
     network = network.to(device, memory_format=torch.channels_last)
@@ -59,17 +62,21 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
         clock=time.process_time if device == "cpu" else time.perf_counter,
     )
 
-# %% ../nbs/65_experiments.ipynb #6ce58250
+# %% ../nbs/65_experiments.ipynb #4eac8071
 HISTORY = ("energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement", "pixels_outside_percent", "spread")
 
 
-def make_record(config: RunConfig, experiment: str, trainer: Trainer, history: History, train: ImageDataset, validation: ImageDataset) -> dict:  # JSON types
+def make_record(
+    config: RunConfig, experiment: str, trainer: Trainer, history: History, train: ImageDataset, validation: ImageDataset,
+) -> tuple[dict, bytes]:  # JSON types, and a picture of samples
     "What is kept of a finished run."
     accuracies = [evaluation["validation_accuracy"] for evaluation in trainer.evaluations]
     iterations = len(history.rows)
-    real = to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:2]))).to(trainer.buffer.images)
+    # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
+    samples = trainer.buffer.images if trainer.stopped is None or trainer.chains is None else trainer.chains
+    real = to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:2]))).to(samples)
     diverged = {"iteration": trainer.iteration, "epoch": trainer.epoch, "side": side_that_ran(history.rows), "reason": trainer.stopped}
-    return {
+    record = {
         "run_id": config.run_id, "experiment": experiment, "identity": config.identity, "config": config.as_json(),
         "status": "diverged" if trainer.stopped else "completed", "diverged_at": diverged if trainer.stopped else None,
         "iterations": trainer.iteration, "iterations_planned": config.epochs * config.iterations_per_epoch,
@@ -77,10 +84,11 @@ def make_record(config: RunConfig, experiment: str, trainer: Trainer, history: H
         "best_validation_accuracy": max(accuracies), "final_validation_accuracy": accuracies[-1], "evaluations": trainer.evaluations,
         "seconds": round(trainer.seconds, 3), "seconds_per_epoch": round(trainer.seconds / iterations * config.iterations_per_epoch, 3),
         "history": history.thinned(HISTORY),
-        "samples": sample_statistics(trainer.buffer.images.cpu()),
-        "landscape": energy_landscape(trainer.network, real, trainer.buffer.images[0]),
-        "data": train.provenance, "versions": versions(), "commit": commit(),
+        "samples": sample_statistics(samples.cpu()),
+        "landscape": energy_landscape(trainer.network, real, samples[0]),
+        "data": train.provenance, "versions": versions(), "device": samples.device.type, "commit": commit(),
     }
+    return record, sample_sheet(samples[:8])
 
 
 def versions() -> dict[str, str]:
@@ -88,6 +96,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
+@cache
 def commit() -> str:  # "" outside of a git checkout
     "The commit of the code, with '+' where files have changed since."
     def git(*arguments: str) -> str:
@@ -97,7 +106,7 @@ def commit() -> str:  # "" outside of a git checkout
     except (OSError, subprocess.CalledProcessError):
         return ""
 
-# %% ../nbs/65_experiments.ipynb #d71b1c9e
+# %% ../nbs/65_experiments.ipynb #d90fd991
 @contextmanager
 def one_thread() -> Iterator[None]:
     "One thread for PyTorch inside, as many as before outside."
@@ -120,6 +129,7 @@ def run(
     if (record := read_record(folder)) is not None:
         return record
     require_writable(folder)
+    commit()  # remembered now: files may change while we train
     train, validation = load_data(config)
     write_json(folder / "config.json", config.as_json())
     with one_thread():
@@ -128,12 +138,12 @@ def run(
         watch = DivergenceWatch(config.criterion())
         trainer.callbacks = (watch, history, *([ProgressBar(config.epochs)] if progress else []))
         trainer.fit(config.epochs)
-        record = make_record(config, experiment, trainer, history, train, validation)
-        write_bytes(folder / "samples.png", sample_sheet(trainer.buffer.images[:8]))
+        record, picture = make_record(config, experiment, trainer, history, train, validation)
+    write_bytes(folder / "samples.png", picture)
     write_json(folder / "result.json", record)  # last: its presence says that the run is finished
     return read_record(folder)
 
-# %% ../nbs/65_experiments.ipynb #c8ab56e9
+# %% ../nbs/65_experiments.ipynb #4657a896
 class SweepError(RuntimeError):
     "Some runs of a sweep crashed; all others are finished and their records are kept."
 
@@ -143,7 +153,7 @@ def sweep(
     experiment: str,
     root: str | Path | None = None,  # reports/runs if None
     executor: Executor | None = None,  # None: a pool of processes on this machine
-    workers: int = 0,  # processes of that pool; 0: one for each core
+    workers: int = 0,  # processes of that pool; 0: see `default_workers`
     train_missing: bool = True,  # False: raise SweepError rather than train
 ) -> list[dict]:  # the records, in the order of `configs`
     "Bring all runs to completion, computing only what is missing."
@@ -156,7 +166,7 @@ def sweep(
         for config in {config_data(config): config for config in missing}.values():
             load_data(config)  # mistakes show before any process starts, and the cache is filled once
         with tqdm(total=sum(c.epochs * c.iterations_per_epoch for c in missing), unit="it", unit_scale=True, smoothing=0.05, mininterval=5) as bar:
-            done, failures = _compute(missing, experiment, root, executor, workers or core_count(), bar)
+            done, failures = _compute(missing, experiment, root, executor, workers or default_workers(), bar)
         records |= done
         if failures:
             raise SweepError(f"{len(failures)} of {len(missing)} runs crashed, the others are finished and kept. Run again to repeat only these:\n\n" + "\n".join(failures))
@@ -173,6 +183,11 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    "Runs side by side: one for each core, but no more than memory likes, and one alone on a graphics card."
+    return 1 if torch.cuda.is_available() else min(core_count(), 8)
+
+
 def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor | None, workers: int, bar: tqdm) -> tuple[dict, list[str]]:
     "Run everything in `executor`, or in pools of our own: a second one for what was lost with a broken first."
     if executor is not None:
@@ -182,14 +197,18 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
     for _ in range(2):
         if lost:
             with ProcessPoolExecutor(min(workers, len(lost)), multiprocessing.get_context("spawn")) as pool:
-                some, crashed, lost = _collect(lost, experiment, root, pool, bar)
+                try:
+                    some, crashed, lost = _collect(lost, experiment, root, pool, bar)
+                except BaseException:  # an interrupt: runs under way end and are kept, the others are not begun
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
             done, failures = done | some, failures + crashed
     return done, failures + [f"{config.run_id}: its worker died twice; is there enough memory?" for config in lost]
 
 
 def _collect(configs, experiment, root, executor, bar) -> tuple[dict, list[str], list[RunConfig]]:
     "Submit all runs; return records by identifier, reports of crashes, and runs lost with their worker."
-    waiting: dict[Future, RunConfig] = {executor.submit(run, config, experiment, root): config for config in configs}
+    waiting: dict[Future, RunConfig] = {_submit(executor, config, experiment, root): config for config in configs}
     done, failures, lost = {}, [], []
     settled = bar.n
     while waiting:
@@ -210,6 +229,16 @@ def _collect(configs, experiment, root, executor, bar) -> tuple[dict, list[str],
         under_way = sum(_iterations_done(config, experiment, root) for future, config in waiting.items() if future.running())
         bar.update(max(0, settled + under_way - bar.n))
     return done, failures, lost
+
+
+def _submit(executor: Executor, config: RunConfig, experiment: str, root) -> Future:
+    "A run's future; where the pool broke already, one that says so."
+    try:
+        return executor.submit(run, config, experiment, root)
+    except BrokenProcessPool as error:
+        future: Future = Future()
+        future.set_exception(error)
+        return future
 
 
 def _iterations_done(config: RunConfig, experiment: str, root) -> int:

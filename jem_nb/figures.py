@@ -139,7 +139,7 @@ def plot_trajectories(
     add_title(figure, f"Learning rate {rate:g}: {_died(runs)} runs diverged" + (f", most often by their {sides.iloc[0]}" if len(sides) else ""))
     return figure
 
-# %% ../nbs/72_figures.ipynb #d9d73415
+# %% ../nbs/72_figures.ipynb #bcf78015
 @plt.rc_context(STYLE)
 def plot_landscape(
     records: Sequence[Mapping],  # the runs to set side by side, such as one without and one with a regularizer
@@ -177,7 +177,7 @@ def _fate(record: Mapping) -> str:
     "What became of a run, in a few words."
     if record["status"] == "completed":
         return f"completed {record['epochs_planned']} epochs"
-    return f"diverged at epoch {record['diverged_at']['epoch']}"
+    return f"diverged in epoch {record['diverged_at']['epoch'] + 1}"
 
 # %% ../nbs/72_figures.ipynb #d5673546
 @plt.rc_context(STYLE)

@@ -18,7 +18,7 @@ from .tables import write_table
 
 SAFE_OUTPUTS = ("text/plain", "text/markdown", "image/png")
 
-# %% ../nbs/75_publishing.ipynb #ee1e47b5
+# %% ../nbs/75_publishing.ipynb #a477c704
 def safe_output(output: dict) -> dict | None:  # None for what is not kept
     "An output reduced to text and pictures."
     if output["output_type"] == "stream":
@@ -74,10 +74,10 @@ def publish_notebook(
     root = repository_root()
     notebook = parameterize_notebook(load_notebook_node(str(root / "nbs" / f"{name}.ipynb")), parameters)
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(root / "nbs")}}).execute()
-    cleaned = clean_notebook(notebook, private=(str(root), str(Path.home())))
+    cleaned = clean_notebook(notebook, private=tuple(str(path) for path in (root, Path.home()) if len(path.parts) > 1))
     return write_text(destination or root / "reports" / f"{name}.ipynb", nbformat_text(cleaned))
 
-# %% ../nbs/75_publishing.ipynb #ad69774d
+# %% ../nbs/75_publishing.ipynb #dffb2410
 class Publisher:
     "Writes an experiment's files below one folder, and lists them."
 
@@ -111,9 +111,9 @@ class Publisher:
             raise ValueError(f"{path} has no block '<!-- {name} -->' with its '<!-- end -->': expected both, each on a line of its own")
         write_text(path, f"{before}{start}{text.strip()}\n{end}{after}")
 
-    def notebook(self, name: str, parameters: dict) -> None:
-        "Write <name>.ipynb, executed with these parameters but for `publish`."
-        if path := self._path(f"{name}.ipynb"):
+    def notebook(self, name: str, parameters: dict, suffix: str = "") -> None:
+        "Write <name><suffix>.ipynb, executed with these parameters but for `publish`."
+        if path := self._path(f"{name}{suffix}.ipynb"):
             publish_notebook(name, parameters | {"publish": False}, path)
 
     def _path(self, *parts: str) -> Path | None:  # None where nothing is to be written

@@ -6,7 +6,7 @@
 __all__ = ['repository_root', 'data_folder', 'cache_folder', 'write_bytes', 'write_text', 'write_json', 'run_id', 'runs_folder',
            'run_folder', 'require_writable', 'read_record', 'collect', 'read_lines', 'did_you_mean']
 
-# %% ../nbs/00_records.ipynb #6b5a859f
+# %% ../nbs/00_records.ipynb #ff2989ed
 import difflib
 import hashlib
 import json
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# %% ../nbs/00_records.ipynb #3d9e0235
+# %% ../nbs/00_records.ipynb #ba491462
 def repository_root() -> Path:  # the folder that holds `settings.ini`
     "Find the repository: from `JEM_ROOT`, the working directory upward, or this package's own folder."
     if root := os.environ.get("JEM_ROOT"):
@@ -25,11 +25,12 @@ def repository_root() -> Path:  # the folder that holds `settings.ini`
         return Path(root)
     for start in (Path.cwd(), Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()):
         for folder in (start, *start.parents):
-            if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
+            settings = folder / "settings.ini"
+            if settings.is_file() and "lib_name = jem_nb" in settings.read_text():  # and not that of another nbdev project
                 return folder
-    raise FileNotFoundError(f"no repository (a folder with settings.ini and nbs/) at or above {Path.cwd()}: set JEM_ROOT")
+    raise FileNotFoundError(f"no repository (a folder with jem_nb's settings.ini) at or above {Path.cwd()}: set JEM_ROOT")
 
-# %% ../nbs/00_records.ipynb #d1f83f7e
+# %% ../nbs/00_records.ipynb #9f410884
 def data_folder() -> Path | None:  # None where `JEM_DATA` is not set
     "The folder with the user's own data, from the environment variable `JEM_DATA`."
     if not (folder := os.environ.get("JEM_DATA")):
@@ -50,7 +51,7 @@ def cache_folder() -> Path:  # created if missing
         raise OSError(f"the cache folder {folder} cannot be created ({error}): set JEM_CACHE to a folder that can") from error
     return folder
 
-# %% ../nbs/00_records.ipynb #97c77814
+# %% ../nbs/00_records.ipynb #b5b0d564
 def write_bytes(path: str | Path, content: bytes) -> Path:
     "Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."
     path = Path(path)
@@ -83,7 +84,7 @@ def write_json(path: str | Path, content: object) -> Path:
     "Write JSON types, whole or not at all; NaN and infinity are refused, for JSON has neither."
     return write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_records.ipynb #ee0f9208
+# %% ../nbs/00_records.ipynb #e841a71b
 def run_id(
     identity: dict,  # everything that the result depends on, as JSON types
 ) -> str:  # twelve hexadecimal digits
@@ -91,7 +92,7 @@ def run_id(
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
-# %% ../nbs/00_records.ipynb #f423d8ed
+# %% ../nbs/00_records.ipynb #471f52e9
 def runs_folder(root: str | Path | None = None) -> Path:  # not created
     "The folder of all runs: `root`, or reports/runs in the repository."
     return Path(root) if root is not None else repository_root() / "reports" / "runs"
@@ -104,7 +105,7 @@ def run_folder(experiment: str, identifier: str, root: str | Path | None = None)
             raise ValueError(f"{what} name {name!r}: expected small letters, digits, '_' and '-' only; rename it")
     return runs_folder(root) / experiment / identifier
 
-# %% ../nbs/00_records.ipynb #ff4731c0
+# %% ../nbs/00_records.ipynb #ad4f5a97
 def require_writable(folder: str | Path) -> Path:  # the folder, created
     "Raise PermissionError, with the remedy, unless files can be written in `folder`."
     folder = Path(folder)
@@ -116,7 +117,7 @@ def require_writable(folder: str | Path) -> Path:  # the folder, created
         raise PermissionError(f"results cannot be written to {folder} ({error}): choose another folder or make this one writable") from error
     return folder
 
-# %% ../nbs/00_records.ipynb #be397fa2
+# %% ../nbs/00_records.ipynb #b224b898
 def read_record(folder: str | Path) -> dict | None:  # None where the run is not finished
     "Read and check the `result.json` of one run."
     path = Path(folder) / "result.json"
@@ -140,7 +141,7 @@ def collect(
     folders: Iterable[Path] = (runs_folder(root) / experiment).glob("*/")
     return [record for folder in sorted(folders) if (record := read_record(folder)) is not None]
 
-# %% ../nbs/00_records.ipynb #e9af7d56
+# %% ../nbs/00_records.ipynb #079a6dc1
 def read_lines(path: str | Path) -> Iterator[dict]:
     "The whole lines of a JSON-lines file; a last line cut by a crash is skipped, a damaged one elsewhere is an error."
     text = Path(path).read_text()
@@ -151,7 +152,7 @@ def read_lines(path: str | Path) -> Iterator[dict]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error}): the file is damaged, delete the run's folder") from error
 
-# %% ../nbs/00_records.ipynb #c552e210
+# %% ../nbs/00_records.ipynb #f9a50e94
 def did_you_mean(value: object, options: Iterable[str]) -> str:  # "" where nothing is near
     "The nearest of the options, as a question to end an error message with."
     near = difflib.get_close_matches(str(value), list(options), n=1)

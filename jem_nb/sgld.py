@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Generators', 'chain_noise', 'langevin_step', 'Chain', 'LangevinSampler']
 
-# %% ../nbs/30_sgld.ipynb #a4735fd2
-import math
+# %% ../nbs/30_sgld.ipynb #30e148b3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,13 +49,13 @@ def langevin_step(
         moved = moved + noise * chain_noise(tuple(x.shape), generators).to(x)
     return (moved if clamp is None else moved.clamp(-clamp, clamp)), gradient
 
-# %% ../nbs/30_sgld.ipynb #b53a7845
+# %% ../nbs/30_sgld.ipynb #330bac66
 @dataclass(frozen=True)
 class Chain:
     "Where a batch of chains ended, and how it went."
 
     images: Tensor  # [B, C, H, W], detached
-    gradient_norm: float  # mean Euclidean norm of grad E over chains and steps; NaN for no steps
+    gradient_norm: float  # mean Euclidean norm of grad E over chains and steps; 0 for no steps
     movement: float  # root mean square of x_K - x_0, in pixel range
 
 
@@ -82,7 +81,7 @@ class LangevinSampler:
         for _ in range(self.steps):
             x, gradient = langevin_step(x, energy, generators, self.step_size, self.noise, self.clamp, self.gradient_clamp)
             norms.append(gradient.flatten(1).norm(dim=1).mean())
-        norm = torch.stack(norms).mean().item() if norms else math.nan
+        norm = torch.stack(norms).mean().item() if norms else 0.0
         return Chain(x.detach(), norm, (x - start).square().mean().sqrt().item())
 
     def sample(

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from .records import did_you_mean, write_bytes
 
-# %% ../nbs/71_styles.ipynb #b97fbf1b
-COLORS = {"none": "#000000", "r": "#0072B2", "u": "#D55E00", "g": "#009E73", "r+u": "#CC79A7"}
-MARKERS = {"none": "o", "r": "s", "u": "^", "g": "D", "r+u": "P"}
+# %% ../nbs/71_styles.ipynb #b1d75f7b
+COLORS = {"none": "#000000", "r": "#0072B2", "u": "#D55E00", "g": "#009E73", "r+u": "#CC79A7", "r+g": "#56B4E9", "u+g": "#E69F00", "r+u+g": "#999999"}
+MARKERS = {"none": "o", "r": "s", "u": "^", "g": "D", "r+u": "P", "r+g": "X", "u+g": "v", "r+u+g": "*"}
 STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 7,
          "legend.frameon": False, "figure.dpi": 90, "svg.hashsalt": "jem_nb", "svg.fonttype": "none"}
 

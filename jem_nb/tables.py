@@ -16,8 +16,8 @@ import pandas as pd
 from .metrics import holm, logrank_p_value
 from .records import did_you_mean, write_text
 
-# %% ../nbs/70_tables.ipynb #7998f4f8
-ARMS = ("none", "r", "u", "g", "r+u")  # regularizers, in the order of tables and figures
+# %% ../nbs/70_tables.ipynb #b1acede5
+ARMS = ("none", "r", "u", "g", "r+u", "r+g", "u+g", "r+u+g")  # regularizers, in the order of tables and figures
 
 
 def arm_label(
@@ -27,7 +27,7 @@ def arm_label(
     regularizer = config["regularizer"]
     return "none" if regularizer == "none" else f"{regularizer} {config['regularizer_weight']:g}"
 
-# %% ../nbs/70_tables.ipynb #7bb925d9
+# %% ../nbs/70_tables.ipynb #c7ea22b9
 def _get(record: Mapping, *path: str) -> object:
     "A value inside a record; ValueError names the run and what it lacks."
     value = record
@@ -40,6 +40,22 @@ def _get(record: Mapping, *path: str) -> object:
     return value
 
 
+def _best_accuracy(record: Mapping) -> float:  # percent; NaN where no epoch was completed
+    "The best validation accuracy after training began; the untrained network's evaluation, at epoch 0, does not count."
+    return max((e["validation_accuracy"] for e in _get(record, "evaluations") if e["epoch"] > 0), default=np.nan)
+
+
+def _check_data(records: Sequence[Mapping]) -> None:
+    "Raise ValueError where runs that name the same data were trained on different pixels."
+    seen: dict[tuple, str] = {}
+    for record in records:
+        named = tuple((field, record["config"].get(field)) for field in ("dataset", "split", "image_size", "train_images", "data_seed"))
+        pixels = _get(record, "data", "pixels_sha256")
+        if seen.setdefault(named, pixels) != pixels:
+            raise ValueError(f"run {record['run_id']} was trained on other pixels than the runs before, for the same {dict(named)}: "
+                             "expected one copy of the data for a table; delete the runs of one of them")
+
+
 def survival_times(
     records: Sequence[Mapping],  # finished records
 ) -> tuple[np.ndarray, np.ndarray]:  # epochs until death or censoring, `[N]`; True where the run died, `[N]`
@@ -49,7 +65,7 @@ def survival_times(
               for record, dead in zip(records, died)]
     return np.array(epochs, dtype=float), died
 
-# %% ../nbs/70_tables.ipynb #73516c63
+# %% ../nbs/70_tables.ipynb #e2aad78b
 def run_table(
     records: Sequence[Mapping],  # finished records, in any order
     columns: Sequence[str] = ("dataset", "preset", "learning_rate"),  # fields of the configuration to keep
@@ -68,16 +84,17 @@ def run_table(
         "survival_epochs": epochs,
         "side": [_get(record, "diverged_at", "side") if dead else "" for record, dead in zip(records, died)],
         **{key: [_get(record, key) for record in records] for key in ("iterations", "epochs_completed", "epochs_planned")},
+        "accuracy": [_best_accuracy(record) for record in records],
         # missing numbers are null in JSON and NaN here
-        "accuracy": np.array([_get(record, "best_validation_accuracy") for record in records], dtype=float),
-        "seconds_per_epoch": np.array([_get(record, "seconds_per_epoch") for record in records], dtype=float),
-        "pixels_outside_percent": np.array([_get(record, "samples", "pixels_outside_percent") for record in records], dtype=float),
+        **{path[-1]: np.array([_get(record, *path) for record in records], dtype=float)
+           for path in (("seconds_per_epoch",), ("samples", "pixels_outside_percent"), ("samples", "spread"))},
     })
+    _check_data(records)
     if (twice := frame["run_id"].duplicated()).any():
         raise ValueError(f"run {frame['run_id'][twice].iloc[0]} comes twice: expected each finished run once")
     return frame.sort_values("run_id", ignore_index=True)
 
-# %% ../nbs/70_tables.ipynb #24cd986d
+# %% ../nbs/70_tables.ipynb #24d4f74e
 def _describe(runs: pd.DataFrame) -> dict[str, object]:
     "The statistics of one arm's runs."
     if runs["epochs_planned"].nunique() > 1:
@@ -90,7 +107,7 @@ def _describe(runs: pd.DataFrame) -> dict[str, object]:
         "epochs_median": float(completed.median()), "epochs_min": int(completed.min()), "epochs_max": int(completed.max()),
         "epochs_percent": 100 * completed.mean() / planned, "iterations_median": float(runs["iterations"].median()),
         "accuracy_runs": int(accuracy.count()), "accuracy_mean": accuracy.mean(), "accuracy_std": accuracy.std(ddof=1),
-        "seconds_per_epoch": runs["seconds_per_epoch"].median(), "pixels_outside_percent": runs["pixels_outside_percent"].median(),
+        "seconds_per_epoch": runs["seconds_per_epoch"].median(), "pixels_outside_percent": runs["pixels_outside_percent"].median(), "spread": runs["spread"].median(),
         "side": sides.iloc[0] if len(sides) else "",
     }
 
@@ -126,20 +143,20 @@ def summarise(
     position = {"arm": lambda arms: arms.map({arm: i for i, arm in enumerate(ARMS)}), "learning_rate": lambda rates: -rates}
     return table.sort_values(order, key=lambda c: position.get(c.name, lambda same: same)(c), ignore_index=True)
 
-# %% ../nbs/70_tables.ipynb #622431e5
+# %% ../nbs/70_tables.ipynb #a2a64a69
 TALK = pd.DataFrame(
     [
-        (1e-4, "none", 0.0, 5.0, 84.0), (1e-4, "r", 0.5, 3.5, 54.0), (1e-4, "r", 1.0, 3.0, 40.0), (1e-5, "none", 0.0, 43.0, 88.6),
-        (1e-5, "r", 0.2, 100.0, 95.16), (1e-5, "r", 0.5, 15.5, 66.8), (1e-5, "r", 0.75, 15.0, 63.0),
-        (1e-5, "u", 0.2, 77.5, 63.42), (1e-5, "g", 0.2, 59.0, 89.82),
+        (1e-4, "none", 0.0, 5.0, 84.0, np.nan), (1e-4, "r", 0.5, 3.5, 54.0, np.nan), (1e-4, "r", 1.0, 3.0, 40.0, np.nan),
+        (1e-5, "none", 0.0, 43.0, 88.6, np.nan), (1e-5, "r", 0.2, 100.0, 95.16, 288.0), (1e-5, "r", 0.5, 15.5, 66.8, np.nan),
+        (1e-5, "r", 0.75, 15.0, 63.0, np.nan), (1e-5, "u", 0.2, 77.5, 63.42, 289.0), (1e-5, "g", 0.2, 59.0, 89.82, 398.0),
     ],
-    columns=["talk_learning_rate", "arm", "weight", "talk_epochs_percent", "talk_accuracy"],
+    columns=["talk_learning_rate", "arm", "weight", "talk_epochs_percent", "talk_accuracy", "talk_seconds_per_epoch"],
 )
 
 
 def beside_talk(
     table: pd.DataFrame,  # with the columns `arm`, `weight` and `learning_rate`, such as from `summarise`
-) -> pd.DataFrame:  # the same rows, with talk_learning_rate, talk_epochs_percent and talk_accuracy; NaN where the talk has no such arm
+) -> pd.DataFrame:  # the same rows and the columns `talk_*`; NaN where the talk has no such arm
     "Set the talk's figures beside a table, learning rates matched by role."
     rates = sorted(set(table["learning_rate"]), reverse=True)
     if len(rates) > 2:
@@ -149,7 +166,7 @@ def beside_talk(
     known = TALK.set_index(["talk_learning_rate", "arm", "weight"])
     keys = list(zip(table["learning_rate"].map(roles), table["arm"], table["weight"]))
     found = known.reindex(pd.MultiIndex.from_tuples(keys, names=known.index.names)).reset_index()
-    return table.assign(**{column: found[column].to_numpy(dtype=float) for column in ("talk_learning_rate", "talk_epochs_percent", "talk_accuracy")})
+    return table.assign(**{column: found[column].to_numpy(dtype=float) for column in TALK.columns.drop(["arm", "weight"])})
 
 # %% ../nbs/70_tables.ipynb #b927e93f
 def write_table(

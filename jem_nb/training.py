@@ -70,7 +70,7 @@ def evaluate(
     target, logits = torch.from_numpy(np.asarray(labels)), torch.cat(logits)
     return {"validation_accuracy": accuracy(logits, target), "validation_loss": F.cross_entropy(logits, target).item()}
 
-# %% ../nbs/55_training.ipynb #d3225b64
+# %% ../nbs/55_training.ipynb #c14ff432
 class Callback:
     "Something that happens beside the loop; every method does nothing unless it is overridden."
 
@@ -105,8 +105,9 @@ class Trainer:
     iteration: int = 0  # completed iterations
     stopped: str | None = None  # why training was stopped early
     measures: dict[str, float] = field(default_factory=dict)  # of the current iteration
+    chains: Tensor | None = None  # where the chains of the current iteration ended, [B, C, H, W]
     evaluations: list[dict] = field(default_factory=list)  # one for each epoch, the first before any training
-    seconds: float = 0.0  # spent in iterations, without evaluation, by `clock`
+    seconds: float = 0.0  # spent in iterations, without evaluation and without making batches, by `clock`
     clock: Callable[[], float] = time.process_time  # of one thread: what a machine without other work would take
 
     def fit(self, epochs: int) -> None:
@@ -133,9 +134,10 @@ class Trainer:
         "One iteration: walk the chains, compute the losses, descend."
         rate = self.schedule(self.iteration, self.epoch)
         device = device_of(self.network)
-        samples = self._walk(len(images), number, device)
+        images, labels = images.to(device), labels.to(device)
+        samples = self._walk(labels, number, device)
         with working_precision(device, self.precision):
-            losses = self.objective(self.network, images.to(device), labels.to(device), samples.get("generated"), samples.get("joint"))
+            losses = self.objective(self.network, images, labels, samples.get("generated"), samples.get("joint"))
         self.measures |= losses.parts | {"learning_rate": rate}
         self._call("after_losses")
         if self.stopped:
@@ -146,22 +148,24 @@ class Trainer:
         losses.total.backward()
         self.optimizer.step()
 
-    def _walk(self, count: int, number: int, device: str) -> dict:
-        "Samples of p(x) and p(x, y) as far as the objective asks for them, and the measures of their chains."
+    def _walk(self, labels: Tensor, number: int, device: str) -> dict:
+        "Samples of p(x) and p(x, y), as far as the objective asks for them."
         samples: dict = {}
         noise = named_generator(self.seed, "chain", self.epoch, number, device=device)
-        classes = self.buffer.classes
-        labels = torch.randint(classes, (count,), generator=noise, device=device) if classes else None
         if self.objective.marginal_weight:
-            samples["generated"] = self._chain(count, labels, noise)
-        if self.objective.joint_weight:
-            samples["joint"] = self._chain(count, labels, noise), labels
+            # p(x) by classes: each is as likely as any other
+            classes = self.buffer.classes
+            drawn = torch.randint(classes, (len(labels),), generator=noise, device=device) if classes else None
+            samples["generated"] = self._chain(len(labels), drawn, noise)
+        if self.objective.joint_weight:  # p(x, y) with the classes of the batch, so that only the images differ
+            samples["joint"] = self._chain(len(labels), labels, noise), labels
         return samples
 
     def _chain(self, count: int, labels: Tensor | None, noise: torch.Generator) -> Tensor:
         start, slots = self.buffer.draw(count, labels)
         chain = self.sampler.sample(self.network, start, noise, labels, self.objective.aggregation, self.precision)
         self.buffer.put(slots, chain.images)
+        self.chains = chain.images
         self.measures = {"chain_gradient": chain.gradient_norm, "chain_movement": chain.movement} | sample_statistics(chain.images)
         return chain.images
 
@@ -172,7 +176,7 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
-# %% ../nbs/55_training.ipynb #9488d5bb
+# %% ../nbs/55_training.ipynb #6b9cb70e
 class DivergenceWatch(Callback):
     "Stop training when the criterion says so."
 
@@ -180,7 +184,7 @@ class DivergenceWatch(Callback):
         self.criterion = criterion
 
     def after_losses(self, trainer: Trainer) -> None:
-        trainer.stopped = self.criterion.reason(trainer.measures)
+        trainer.stopped = trainer.stopped or self.criterion.reason(trainer.measures)
 
 # %% ../nbs/55_training.ipynb #2b945d3e
 def finite_or_none(value: float) -> float | None:
