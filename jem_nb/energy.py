@@ -13,12 +13,12 @@ from torch import Tensor
 
 Energy = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> one energy for each image, [B]
 
-# %% ../nbs/25_energy.ipynb #3197bc97
+# %% ../nbs/25_energy.ipynb #76d9b369
 def energy_of_logits(
     logits: Tensor,  # [B, K] or [B, K, H, W]
     labels: Tensor | None = None,  # int64 [B] or [B, H, W]: E(x, y); None: E(x)
 ) -> Tensor:  # [B] or [B, H, W], at least float32
-    "E(x) = -logsumexp_y f(x)[y], or with labels E(x, y) = -f(x)[y] (JEM, equations 3 to 5)."
+    "E(x) = -logsumexp_y f(x)[y], or with labels E(x, y) = -f(x)[y] (JEM, section 3)."
     # half precision would lose the small differences between large energies that the objective is made of
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels is None:
