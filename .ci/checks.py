@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SAFE_OUTPUTS = {"text/plain", "text/markdown", "image/png"}
 PUBLISHED = {"exp_divergence_criterion": {}, "exp_regularization": {"dataset": "eurosat"}}  # experiments with committed records
 
 
@@ -52,6 +51,7 @@ def export() -> list[str]:
 
 
 def notebooks() -> list[str]:
+    from jem_nb.publishing import SAFE_OUTPUTS
     problems = []
     for path in sorted((ROOT / "nbs").glob("*.ipynb")) + sorted((ROOT / "reports").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
@@ -61,7 +61,7 @@ def notebooks() -> list[str]:
             problems.append(f"{path.name}: {tagged} cells tagged 'parameters', expected one")
         if path.parent.name == "nbs" and path.name.startswith("exp_") and outputs:
             problems.append(f"{path.name}: {len(outputs)} stored outputs, expected none")
-        kinds = {kind for output in outputs for kind in output.get("data", {})} - SAFE_OUTPUTS
+        kinds = {kind for output in outputs for kind in output.get("data", {})} - set(SAFE_OUTPUTS)
         if kinds or any(output["output_type"] == "error" for output in outputs):
             problems.append(f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}")
     return problems
