@@ -179,7 +179,7 @@ def _fate(record: Mapping) -> str:
         return f"completed {record['epochs_planned']} epochs"
     return f"diverged in epoch {record['diverged_at']['epoch'] + 1}"
 
-# %% ../nbs/72_figures.ipynb #d5673546
+# %% ../nbs/72_figures.ipynb #5b6e7e0b
 @plt.rc_context(STYLE)
 def plot_samples(
     pictures: Sequence[tuple[Mapping, str | Path]],  # a record and the path of its samples.png, for each panel
@@ -190,7 +190,7 @@ def plot_samples(
         raise ValueError("no pictures of samples: expected at least one record with its samples.png")
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure, axes = new_panels(rows, columns, (max(1.28 * columns, 5), 1.9 * rows + 0.3))
+    figure, axes = new_panels(rows, columns, (max(1.28 * columns, 5), 1.25 * rows + 0.4))
     for panel in axes.flat:
         panel.axis("off")
     for panel, (record, path) in zip(axes.flat, pictures):
@@ -200,7 +200,7 @@ def plot_samples(
             panel.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
         panel.set_title(f"{arm_label(record['config'])}\nrate {record['config']['learning_rate']:g}\n{_fate(record)}", fontsize=7)
     completed = sum(record["status"] == "completed" for record, _ in pictures)
-    add_title(figure, f"Samples of the buffer at the end: {completed} of these {len(pictures)} runs completed")
+    add_title(figure, f"Samples at the end of {len(pictures)} runs, {completed} of which completed")
     return figure
 
 # %% ../nbs/72_figures.ipynb #d873caca

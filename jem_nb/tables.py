@@ -27,7 +27,7 @@ def arm_label(
     regularizer = config["regularizer"]
     return "none" if regularizer == "none" else f"{regularizer} {config['regularizer_weight']:g}"
 
-# %% ../nbs/70_tables.ipynb #c7ea22b9
+# %% ../nbs/70_tables.ipynb #84e4c11a
 def _get(record: Mapping, *path: str) -> object:
     "A value inside a record; ValueError names the run and what it lacks."
     value = record
@@ -43,6 +43,12 @@ def _get(record: Mapping, *path: str) -> object:
 def _best_accuracy(record: Mapping) -> float:  # percent; NaN where no epoch was completed
     "The best validation accuracy after training began; the untrained network's evaluation, at epoch 0, does not count."
     return max((e["validation_accuracy"] for e in _get(record, "evaluations") if e["epoch"] > 0), default=np.nan)
+
+
+def _last_gap(record: Mapping) -> float:  # nats; NaN for a run that died
+    "Mean of E(x) - E(x') over the last 30 recorded iterations of a completed run: near 0 where the chains keep up with the real images."
+    gaps = [] if _get(record, "status") == "diverged" else [gap for gap in _get(record, "history", "gap")[-30:] if gap is not None]
+    return float(np.mean(gaps)) if gaps else np.nan
 
 
 def _check_data(records: Sequence[Mapping]) -> None:
@@ -65,7 +71,7 @@ def survival_times(
               for record, dead in zip(records, died)]
     return np.array(epochs, dtype=float), died
 
-# %% ../nbs/70_tables.ipynb #e2aad78b
+# %% ../nbs/70_tables.ipynb #ebaac9c6
 def run_table(
     records: Sequence[Mapping],  # finished records, in any order
     columns: Sequence[str] = ("dataset", "preset", "learning_rate"),  # fields of the configuration to keep
@@ -85,6 +91,7 @@ def run_table(
         "side": [_get(record, "diverged_at", "side") if dead else "" for record, dead in zip(records, died)],
         **{key: [_get(record, key) for record in records] for key in ("iterations", "epochs_completed", "epochs_planned")},
         "accuracy": [_best_accuracy(record) for record in records],
+        "gap_end": [_last_gap(record) for record in records],
         # missing numbers are null in JSON and NaN here
         **{path[-1]: np.array([_get(record, *path) for record in records], dtype=float)
            for path in (("seconds_per_epoch",), ("samples", "pixels_outside_percent"), ("samples", "spread"))},
@@ -94,7 +101,7 @@ def run_table(
         raise ValueError(f"run {frame['run_id'][twice].iloc[0]} comes twice: expected each finished run once")
     return frame.sort_values("run_id", ignore_index=True)
 
-# %% ../nbs/70_tables.ipynb #24d4f74e
+# %% ../nbs/70_tables.ipynb #5aae6850
 def _describe(runs: pd.DataFrame) -> dict[str, object]:
     "The statistics of one arm's runs."
     if runs["epochs_planned"].nunique() > 1:
@@ -108,6 +115,7 @@ def _describe(runs: pd.DataFrame) -> dict[str, object]:
         "epochs_percent": 100 * completed.mean() / planned, "iterations_median": float(runs["iterations"].median()),
         "accuracy_runs": int(accuracy.count()), "accuracy_mean": accuracy.mean(), "accuracy_std": accuracy.std(ddof=1),
         "seconds_per_epoch": runs["seconds_per_epoch"].median(), "pixels_outside_percent": runs["pixels_outside_percent"].median(), "spread": runs["spread"].median(),
+        "gap_end_median": runs["gap_end"].median(),
         "side": sides.iloc[0] if len(sides) else "",
     }
 
