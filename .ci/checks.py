@@ -111,11 +111,11 @@ def difference(committed: Path, rebuilt: Path) -> list[str]:
 
 
 def readable(path: Path) -> list[str]:
-    "A file's lines; of a notebook, its sources and the texts among its outputs."
+    "A file's lines; of a notebook, its sources (but for what it was called with) and the texts among its outputs."
     if path.suffix != ".ipynb":
         return path.read_text().splitlines()
     cells = json.loads(path.read_text())["cells"]
-    texts = ["".join(cell["source"]) for cell in cells]
+    texts = [source for cell in cells if not (source := "".join(cell["source"])).startswith("# Parameters\n")]
     for output in (output for cell in cells for output in cell.get("outputs", [])):
         texts += ["".join(content) for kind, content in (output.get("data", {}) | {"text": output.get("text", "")}).items() if kind != "image/png"]
     return "\n".join(texts).splitlines()

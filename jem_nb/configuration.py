@@ -114,7 +114,7 @@ class RunConfig:
 def _json(value):
     return list(value) if isinstance(value, tuple) else value
 
-# %% ../nbs/62_configuration.ipynb #755a8615
+# %% ../nbs/62_configuration.ipynb #9a99610c
 def check_types(config: "RunConfig") -> None:
     "Raise ValueError unless every field is of its declared type; whole numbers pass as floats."
     for name, hint in get_type_hints(type(config)).items():
@@ -130,7 +130,7 @@ def check_types(config: "RunConfig") -> None:
             expected = str(hint).removeprefix("<class '").removesuffix("'>")
             raise ValueError(f"{name} is {value!r}: expected a finite {expected}" if isinstance(value, float) else f"{name} is {value!r}: expected {expected}")
 
-
+# %% ../nbs/62_configuration.ipynb #6d1b602d
 MINIMUM = {  # smallest values that make sense
     "image_size": 8, "train_images": 1, "validation_images": 1, "pad": 0, "data_noise": 0, "step_size": 0, "chain_noise": 0, "buffer_size": 1, "epochs": 1, "batch_size": 1,
     "warmup_iterations": 0, "decay_factor": 0, "data_seed": 0, "seed": 0,

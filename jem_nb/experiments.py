@@ -143,7 +143,7 @@ def run(
     write_json(folder / "result.json", record)  # last: its presence says that the run is finished
     return read_record(folder)
 
-# %% ../nbs/65_experiments.ipynb #4657a896
+# %% ../nbs/65_experiments.ipynb #cd19865b
 class SweepError(RuntimeError):
     "Some runs of a sweep crashed; all others are finished and their records are kept."
 
@@ -172,7 +172,7 @@ def sweep(
             raise SweepError(f"{len(failures)} of {len(missing)} runs crashed, the others are finished and kept. Run again to repeat only these:\n\n" + "\n".join(failures))
     return [records[config.run_id] for config in configs]
 
-
+# %% ../nbs/65_experiments.ipynb #1f36d46c
 def config_data(config: RunConfig) -> tuple:
     "What the images of a run depend on."
     return config.dataset, config.image_size, config.split, config.train_images, config.validation_images, config.data_seed
@@ -187,7 +187,7 @@ def default_workers() -> int:
     "Runs side by side: one for each core, but no more than memory likes, and one alone on a graphics card."
     return 1 if torch.cuda.is_available() else min(core_count(), 8)
 
-
+# %% ../nbs/65_experiments.ipynb #60e9d874
 def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor | None, workers: int, bar: tqdm) -> tuple[dict, list[str]]:
     "Run everything in `executor`, or in pools of our own: a second one for what was lost with a broken first."
     if executor is not None:
@@ -205,7 +205,7 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
             done, failures = done | some, failures + crashed
     return done, failures + [f"{config.run_id}: its worker died twice; is there enough memory?" for config in lost]
 
-
+# %% ../nbs/65_experiments.ipynb #656a85ef
 def _collect(configs, experiment, root, executor, bar) -> tuple[dict, list[str], list[RunConfig]]:
     "Submit all runs; return records by identifier, reports of crashes, and runs lost with their worker."
     waiting: dict[Future, RunConfig] = {_submit(executor, config, experiment, root): config for config in configs}
@@ -230,7 +230,7 @@ def _collect(configs, experiment, root, executor, bar) -> tuple[dict, list[str],
         bar.update(max(0, settled + under_way - bar.n))
     return done, failures, lost
 
-
+# %% ../nbs/65_experiments.ipynb #c8ebe6c7
 def _submit(executor: Executor, config: RunConfig, experiment: str, root) -> Future:
     "A run's future; where the pool broke already, one that says so."
     try:

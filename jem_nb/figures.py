@@ -21,7 +21,7 @@ from .metrics import survival_curve
 from .styles import STYLE, add_title, arm_style, new_panels
 from .tables import ARMS, arm_label, run_table
 
-# %% ../nbs/72_figures.ipynb #88572c6c
+# %% ../nbs/72_figures.ipynb #0b25c425
 def _same(runs: pd.DataFrame, *columns: str) -> None:
     "Raise ValueError unless all rows agree in these columns."
     for column in columns:
@@ -63,7 +63,7 @@ def _survival_panel(panel: plt.Axes, runs: pd.DataFrame) -> None:
     panel.set(xlim=(0, planned), yticks=[0, 0.25, 0.5, 0.75, 1])
     panel.legend(loc="upper left", borderpad=0.1, labelspacing=0.15, handlelength=2.2)
 
-
+# %% ../nbs/72_figures.ipynb #e9a774ca
 @plt.rc_context(STYLE)
 def plot_survival(
     records: Sequence[Mapping],  # finished records of one data set and preset
@@ -89,7 +89,7 @@ def plot_survival(
     add_title(figure, _survival_finding(runs))
     return figure
 
-# %% ../nbs/72_figures.ipynb #a50a09d6
+# %% ../nbs/72_figures.ipynb #52a91c2c
 def _energy_axis(panel: plt.Axes, values: np.ndarray) -> None:
     "Linear where energies stay small, symmetric-logarithmic where they run away."
     top = np.abs(values[np.isfinite(values)]).max(initial=0)
@@ -109,7 +109,7 @@ def _trajectory(panel: plt.Axes, history: Mapping, key: str, color: str, died: b
     if died and (finite := np.flatnonzero(np.isfinite(values))).size:
         panel.plot(history["iteration"][finite[-1]], values[finite[-1]], "x", color=color, markersize=4)
 
-
+# %% ../nbs/72_figures.ipynb #da0b4842
 @plt.rc_context(STYLE)
 def plot_trajectories(
     records: Sequence[Mapping],  # finished records of one data set and preset

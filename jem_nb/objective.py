@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .aggregation import image_energy
 from .regularizers import regularization, regularizer_terms
 
-# %% ../nbs/40_objective.ipynb #ee97f318
+# %% ../nbs/40_objective.ipynb #cfca8c44
 @dataclass(frozen=True)
 class Losses:
     "The loss to descend on, and what it is made of."
@@ -23,7 +23,7 @@ class Losses:
     total: Tensor  # scalar with a graph
     parts: dict[str, float]  # loss, classification, generation, regularization, energy_real, energy_generated, gap
 
-
+# %% ../nbs/40_objective.ipynb #ffd11d17
 @dataclass(frozen=True)
 class Objective:
     "L_CLA + L_GEN + alpha REG, with the weights of its terms."
@@ -81,7 +81,7 @@ class Objective:
         total = self.classification_weight * terms["classification"] + terms["generation"] + terms["regularization"]
         return Losses(total, _parts(total, terms, energies))
 
-
+# %% ../nbs/40_objective.ipynb #a7834106
 def one_pass(network: nn.Module, batches: dict[str, Tensor]) -> dict[str, Tensor]:
     "Send several batches through the network together, and take their logits apart again."
     joined = torch.cat(list(batches.values()))

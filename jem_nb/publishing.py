@@ -18,7 +18,7 @@ from .tables import write_table
 
 SAFE_OUTPUTS = ("text/plain", "text/markdown", "image/png")
 
-# %% ../nbs/75_publishing.ipynb #a477c704
+# %% ../nbs/75_publishing.ipynb #ce05a501
 def safe_output(output: dict) -> dict | None:  # None for what is not kept
     "An output reduced to text and pictures."
     if output["output_type"] == "stream":
@@ -60,7 +60,7 @@ def nbformat_text(notebook: dict) -> str:
     import nbformat  # imported here, since only whoever publishes needs it
     return nbformat.writes(nbformat.from_dict(notebook)) + "\n"
 
-
+# %% ../nbs/75_publishing.ipynb #63e867b3
 def publish_notebook(
     name: str,  # the notebook's name, such as "exp_regularization"
     parameters: dict,  # what it was run with; it must not publish itself again

@@ -49,7 +49,7 @@ def langevin_step(
         moved = moved + noise * chain_noise(tuple(x.shape), generators).to(x)
     return (moved if clamp is None else moved.clamp(-clamp, clamp)), gradient
 
-# %% ../nbs/30_sgld.ipynb #330bac66
+# %% ../nbs/30_sgld.ipynb #cefd01eb
 @dataclass(frozen=True)
 class Chain:
     "Where a batch of chains ended, and how it went."
@@ -58,7 +58,7 @@ class Chain:
     gradient_norm: float  # mean Euclidean norm of grad E over chains and steps; 0 for no steps
     movement: float  # root mean square of x_K - x_0, in pixel range
 
-
+# %% ../nbs/30_sgld.ipynb #2018c0a1
 @dataclass(frozen=True)
 class LangevinSampler:
     "SGLD with the reference's settings by default."

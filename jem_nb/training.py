@@ -70,7 +70,7 @@ def evaluate(
     target, logits = torch.from_numpy(np.asarray(labels)), torch.cat(logits)
     return {"validation_accuracy": accuracy(logits, target), "validation_loss": F.cross_entropy(logits, target).item()}
 
-# %% ../nbs/55_training.ipynb #c14ff432
+# %% ../nbs/55_training.ipynb #27f03976
 class Callback:
     "Something that happens beside the loop; every method does nothing unless it is overridden."
 
@@ -85,7 +85,7 @@ class Callback:
     def after_training(self, trainer: "Trainer") -> None:
         "All epochs are completed, or `trainer.stopped` says why not."
 
-
+# %% ../nbs/55_training.ipynb #f9597811
 @dataclass
 class Trainer:
     "A JEM in training: its parts, where it stands, and the loop."
