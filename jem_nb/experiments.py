@@ -70,6 +70,7 @@ def make_record(
     config: RunConfig, experiment: str, trainer: Trainer, history: History, train: ImageDataset, validation: ImageDataset,
 ) -> tuple[dict, bytes]:  # JSON types, and a picture of samples
     "What is kept of a finished run."
+    # from the untrained network on, as the run saw them; tables count completed epochs only
     accuracies = [evaluation["validation_accuracy"] for evaluation in trainer.evaluations]
     iterations = len(history.rows)
     # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
