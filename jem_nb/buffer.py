@@ -7,6 +7,7 @@ __all__ = ['ReplayBuffer']
 
 # %% ../nbs/32_buffer.ipynb #1f3fccf3
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/32_buffer.ipynb #5382e288
@@ -30,16 +31,20 @@ class ReplayBuffer:
 
     def fresh(self, shape: tuple[int, ...]) -> Tensor:  # uniform in [-1, 1]
         "Images to start chains from."
-        return torch.rand(shape, generator=self.generator, device=self.generator.device) * 2 - 1
+        # in place, for the buffer is the largest tensor of a small run
+        return torch.rand(shape, generator=self.generator, device=self.generator.device).mul_(2).sub_(1)
 
     def draw(
         self,
         count: int,
         labels: Tensor | None = None,  # int64 [count]: the class of each chain; needs `classes`
+        restart: bool = True,  # start some chains afresh; False: images as they are, for an iteration in which no chain walks
     ) -> tuple[Tensor, Tensor]:  # starts of chains `[count, C, H, W]`, a copy, and their slots `[count]`
         "Draw different slots, and start a few of their chains afresh."
         slots = self._slots(count) if labels is None else self._slots_of_classes(labels)
         started = self.images[slots]
+        if not restart:
+            return started, slots
         anew = torch.rand(count, generator=self.generator, device=self.generator.device) < self.reinit_probability
         fresh = self.fresh((int(anew.sum()), *started.shape[1:]))
         started[anew] = fresh
@@ -65,6 +70,10 @@ class ReplayBuffer:
     def put(self, slots: Tensor, images: Tensor) -> None:
         "Write chains back to the slots that they came from."
         self.images[slots] = images.detach().to(self.images)
+
+    def enlarge(self) -> None:
+        "Double the side of all images, where training goes on at a finer resolution."
+        self.images = F.interpolate(self.images, scale_factor=2, mode="bilinear")
 
     def state_dict(self) -> dict:
         "Everything that a continuation needs: the images and the generator's state."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
+import scipy  # its parts load when first used
 
 # %% ../nbs/09_canvas.ipynb #5be15402
 PIXEL_CLASSES = ("buildings", "low vegetation", "trees", "bare land", "water", "roads")
@@ -188,7 +188,7 @@ def photograph(canvas: Canvas, ground: np.ndarray, factor: int) -> tuple[np.ndar
     sun, haze = np.exp(g.normal(0, 0.06)), g.beta(1.3, 4) * 0.7 * (g.random() < 0.2)
     image = (1 - haze) * sun * np.ascontiguousarray(colours.T)[:, ground] * shade + haze * HAZE
     for axis in (1, 2):
-        image = gaussian_filter1d(image, 0.55, axis=axis, truncate=2.0)
+        image = scipy.ndimage.gaussian_filter1d(image, 0.55, axis=axis, truncate=2.0)
     image = pool(image, factor) / factor**2
     image += 1.5 * g.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), majority(codes.astype(np.uint8)[ground], factor)

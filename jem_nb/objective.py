@@ -6,7 +6,9 @@
 __all__ = ['Losses', 'Objective', 'one_pass']
 
 # %% ../nbs/40_objective.ipynb #c99e683e
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +55,9 @@ class Objective:
         generated: Tensor | None = None,  # samples x' of p(x); needed if marginal_weight > 0
         generated_joint: tuple[Tensor, Tensor] | None = None,  # samples and their classes; needed if joint_weight > 0
         unlabelled: Tensor | None = None,  # images for p(x) if they are not the labelled ones
+        shares: Mapping[str, float] = MappingProxyType({}),  # of a part in its whole batch, by "labelled", "generated", "joint", "real"
     ) -> Losses:
-        "All terms, from one pass of all images through the network."
+        "All terms, from one pass of all images through the network; those of the parts of a batch add up to those of the whole."
         batches = {"labelled": images}
         if self.marginal_weight:
             batches["generated"] = _given(generated, "generated", "marginal_weight", self.marginal_weight)
@@ -68,18 +71,22 @@ class Objective:
             batches[real] = batches[real].detach().requires_grad_()
         logits = one_pass(network, batches)
 
-        terms = {"classification": F.cross_entropy(logits["labelled"], labels), "generation": images.new_zeros(()), "regularization": images.new_zeros(())}
-        energies = {}
+        def share(name: str) -> float: return shares.get(name, 1.0)
+
+        terms = {"classification": share("labelled") * F.cross_entropy(logits["labelled"], labels), "generation": images.new_zeros(()), "regularization": images.new_zeros(())}
+        means = {}
         if self.marginal_weight:
             energies = {side: image_energy(logits[name], aggregation=self.aggregation) for side, name in (("real", real), ("generated", "generated"))}
-            terms["generation"] = self.marginal_weight * (energies["real"].mean() - energies["generated"].mean())
+            means = {side: share(name) * energies[side].mean() for side, name in (("real", real), ("generated", "generated"))}
+            terms["generation"] = self.marginal_weight * (means["real"] - means["generated"])
             terms["regularization"] = self.regularizer_weight * regularization(
-                self.regularizer, energies["real"], energies["generated"], batches[real], self.reduction)
+                self.regularizer, energies["real"], energies["generated"], batches[real], self.reduction, (share(real), share("generated")))
         if self.joint_weight:
-            gap = image_energy(logits["labelled"], labels, self.aggregation).mean() - image_energy(logits["joint"], joint_labels, self.aggregation).mean()
-            terms["generation"] = terms["generation"] + self.joint_weight * gap
+            sides = (("labelled", labels), ("joint", joint_labels))
+            joint_real, joint_generated = (share(name) * image_energy(logits[name], given, self.aggregation).mean() for name, given in sides)
+            terms["generation"] = terms["generation"] + self.joint_weight * (joint_real - joint_generated)
         total = self.classification_weight * terms["classification"] + terms["generation"] + terms["regularization"]
-        return Losses(total, _parts(total, terms, energies))
+        return Losses(total, _parts(total, terms, means))
 
 # %% ../nbs/40_objective.ipynb #a7834106
 def one_pass(network: nn.Module, batches: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,9 +103,9 @@ def _given(value, name: str, weight_name: str, weight: float):
     return value
 
 
-def _parts(total: Tensor, terms: dict[str, Tensor], energies: dict[str, Tensor]) -> dict[str, float]:
+def _parts(total: Tensor, terms: dict[str, Tensor], means: dict[str, Tensor]) -> dict[str, float]:
     parts = {"loss": total.item()} | {name: term.item() for name, term in terms.items()}
-    if energies:
-        real, generated = energies["real"].mean().item(), energies["generated"].mean().item()
+    if means:
+        real, generated = means["real"].item(), means["generated"].item()
         parts |= {"energy_real": real, "energy_generated": generated, "gap": real - generated}
     return parts

@@ -49,11 +49,13 @@ def regularization(
     energy_generated: Tensor,  # [B], of the chains' images
     images: Tensor,  # the training images, `[B, C, H, W]`; must require gradients if the name has `g`
     reduction: str = "mean",
+    shares: tuple[float, float] = (1.0, 1.0),  # of these real and generated images in their whole batches; a sum needs none
 ) -> Tensor:  # scalar, not yet weighted by alpha
-    "REG by name, the sum of its terms."
+    "REG by name, the sum of its terms; those of the parts of a batch add up to that of the whole."
+    real, generated = shares if reduction == "mean" else (1.0, 1.0)
     penalties = {
-        "r": lambda: energy_penalty(energy_real, reduction),
-        "u": lambda: energy_penalty(energy_generated, reduction),
-        "g": lambda: gradient_penalty(energy_real, images, reduction),
+        "r": lambda: real * energy_penalty(energy_real, reduction),
+        "u": lambda: generated * energy_penalty(energy_generated, reduction),
+        "g": lambda: real * gradient_penalty(energy_real, images, reduction),
     }
     return sum((penalties[term]() for term in regularizer_terms(name)), energy_real.new_zeros(()))
