@@ -191,8 +191,8 @@ def check_work(config: "RunConfig") -> None:
     choice("loop", config.loop, {"one_pass": None, "reference": None})
     if config.images_at_once and config.normalization == "batch":
         raise ValueError("images_at_once with normalization 'batch': its statistics are those of a whole batch; expected 'none' or 'group', or no images_at_once")
-    if config.coarse_epochs and (config.image_size % 2 or config.image_size < 16 or config.coarse_epochs > config.epochs):
-        raise ValueError(f"coarse_epochs is {config.coarse_epochs} with image_size {config.image_size} and {config.epochs} epochs: expected an even size of at least 16, and no more coarse epochs than epochs")
+    if config.coarse_epochs and (config.image_size % 2 or config.image_size < 16 or config.coarse_epochs >= config.epochs):
+        raise ValueError(f"coarse_epochs is {config.coarse_epochs} with image_size {config.image_size} and {config.epochs} epochs: expected an even size of at least 16, and fewer coarse epochs than epochs")
     if (chains := config.economy().chains(config.batch_size)) > config.buffer_size:
         raise ValueError(f"buffer_size is {config.buffer_size}: expected at least {chains}, the chains of a batch")
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/20_networks.ipynb #2806a5f0
+# those that need only their result for the gradient may overwrite their input, which saves a pass through memory
 ACTIVATIONS = {
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
-    "silu": nn.SiLU,
-    "relu": nn.ReLU,
+    "leaky_relu": lambda inplace=False: nn.LeakyReLU(0.2, inplace),
+    "silu": lambda inplace=False: nn.SiLU(),
+    "relu": lambda inplace=False: nn.ReLU(inplace),
 }
 NORMALIZATIONS = {
     "none": lambda channels: nn.Identity(),
@@ -51,7 +52,7 @@ class ConvNet(nn.Module):
         channels = [bands, width, 2 * width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
         for inputs, outputs, stride in zip(channels, channels[1:], (1, 2, 1, 2, 1)):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), norm(outputs), act()]
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), norm(outputs), act(inplace=True)]
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels[-1], classes)
 
@@ -65,8 +66,8 @@ class WideBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, act, norm):
         super().__init__()
         self.path = nn.Sequential(
-            norm(inputs), act(), nn.Conv2d(inputs, outputs, 3, 1, 1),
-            norm(outputs), act(), nn.Conv2d(outputs, outputs, 3, stride, 1),
+            norm(inputs), act(), nn.Conv2d(inputs, outputs, 3, 1, 1),  # not in place: the shortcut needs the input
+            norm(outputs), act(inplace=True), nn.Conv2d(outputs, outputs, 3, stride, 1),
         )
         same_shape = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same_shape else nn.Conv2d(inputs, outputs, 1, stride)
@@ -97,7 +98,7 @@ class WideResNet(nn.Module):
             for number in range((depth - 4) // 6):
                 blocks.append(WideBlock(channels, outputs, stride if number == 0 else 1, act, norm))
                 channels = outputs
-        self.features = nn.Sequential(nn.Conv2d(bands, 16, 3, 1, 1), *blocks, norm(channels), act())
+        self.features = nn.Sequential(nn.Conv2d(bands, 16, 3, 1, 1), *blocks, norm(channels), act(inplace=True))
         self.head = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:

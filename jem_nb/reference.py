@@ -41,7 +41,7 @@ class ReferenceTrainer(Trainer):
         penalty = self.objective.regularizer_weight * regularization(self.objective.regularizer, energy_real, energy_generated, images, self.objective.reduction)
         loss = classification + gap + penalty
         self.measures |= sample_statistics(generated) | {
-            "loss": loss.item(), "classification": classification.item(), "generation": gap.item(), "regularization": float(penalty),
+            "loss": loss.item(), "classification": classification.item(), "generation": gap.item(), "regularization": penalty.item(),
             "energy_real": energy_real.mean().item(), "energy_generated": energy_generated.mean().item(), "gap": gap.item(), "learning_rate": rate}
         self.passes += (2 * self.sampler.steps + 9) * len(images)
         self._call("after_losses")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'GROWTH', 'HELD_OUT', 'IMPORTS', 'timing_config', 'time_iterations', 'step_variants', 'precision_errors',
-           'growth_configs', 'time_config', 'time_sweep', 'time_imports', 'time_everything']
+           'growth_configs', 'time_config', 'time_sweep', 'time_imports', 'timing_identity', 'time_everything']
 
 # %% ../nbs/69_timings.ipynb #d39d3446
 import subprocess
@@ -134,6 +134,11 @@ def time_imports(repeats: int = 3) -> dict[str, list[float]]:  # wall seconds by
     return seconds
 
 # %% ../nbs/69_timings.ipynb #60409a87
+def timing_identity(networks: Sequence[str], repeats: int, small: bool = False) -> dict:
+    "What names the record of a timing."
+    return {"revision": REVISION, "networks": list(networks), "repeats": repeats, "small": small}
+
+
 def time_everything(
     networks: Sequence[str] = ("convnet-32", "wrn-10-1", "wrn-16-4"),
     repeats: int = 5,
@@ -144,7 +149,7 @@ def time_everything(
     def fewer(network: str) -> int: return repeats if forward_flop(timing_config(network)) < 5e8 else max(2, repeats // 2)
 
     def setting(network: str, **fields) -> RunConfig:
-        return timing_config(network, **({"batch_size": 8, "steps": 2, "image_size": 16, "buffer_size": 20} if small else {}) | fields)
+        return timing_config(network, **({"batch_size": 8, "steps": 2, "image_size": 16, "buffer_size": 200} if small else {}) | fields)
     growth = [point for point in growth_configs() if not small or max(point[1:2]) < 10]
     held_out = [setting(network, **{"images_at_once": 32} | fields) for network, fields in HELD_OUT[: 2 if small else None]]
     first, memory = networks[0], {} if small else {"reference": VARIANTS["reference"], "whole batch": {}, "ours": VARIANTS["ours"]}
@@ -163,7 +168,7 @@ def time_everything(
         "sweep": {"": partial(time_sweep, make_config("smoke" if small else "cpu", "scenes", regularizer="r+u", regularizer_weight=0.2), 2 if small else 4, (1,) if small else (1, 2))},
         "imports": {"": partial(time_imports, 1 if small else 3)},
     }
-    identity = {"revision": REVISION, "networks": list(networks), "repeats": repeats, "small": small}
+    identity = timing_identity(networks, repeats, small)
     record = {"run_id": run_id(identity), "identity": identity, "versions": versions()}
     with tqdm(total=sum(map(len, tasks.values())), unit="timing") as bar, one_thread():
         record["rates"] = {precision: product_rate(2.0, precision) for precision in ("float32", "bfloat16")}
