@@ -130,6 +130,25 @@ def different_pictures(committed: Path, rebuilt: Path) -> list[str]:
     return [] if same else [f"{committed.name} shows something else than the committed one"]
 
 
+def repeat() -> list[str]:
+    "The cheapest committed run of each experiment, trained again: the same fate, and the same first iterations up to another processor's rounding."
+    from jem_nb.configuration import RunConfig
+    from jem_nb.records import collect
+    from jem_nb.runs import run
+    problems = []
+    for folder in sorted((ROOT / "reports" / "runs").iterdir()):
+        records = [record for record in collect(folder.name) if "history" in record and record["seconds"] < 60]
+        if not records:
+            continue
+        old = min(records, key=lambda record: record["seconds"])
+        new = run(RunConfig(**old["config"]), folder.name, tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER")))
+        off = [name for name in ("energy_real", "energy_generated", "chain_gradient") for a, b in zip(old["history"][name][:5], new["history"][name]) if abs(a - b) > 1e-3 * (1 + abs(a))]
+        print(f"{folder.name}: run {old['run_id']} repeated, {old['status']} after {old['iterations']} iterations, now {new['status']} after {new['iterations']}")
+        if old["run_id"] != new["run_id"] or old["status"] != new["status"] or off:
+            problems.append(f"{folder.name}: run {old['run_id']} does not repeat: {old['status']} before, {new['status']} now; different from the start on: {sorted(set(off))}")
+    return problems
+
+
 def control() -> list[str]:
     from jem_nb.configuration import make_config
     from jem_nb.records import read_record, run_folder

@@ -181,9 +181,9 @@ def check_ranges(config: "RunConfig") -> None:
 def check_work(config: "RunConfig") -> None:
     "Raise ValueError where ways of saving work do not go together, or with the loop."
     if config.loop == "reference":
-        beyond = {"precision": "float32", "joint_weight": 0.0, "classification_weight": 1.0, "marginal_weight": 1.0, "class_conditional": False, "chains_per_image": 1.0, "walk_every": 1, "first_steps": None,
-                  "coarse_epochs": 0, "images_at_once": None, "chain_clamp": None, "gradient_clamp": None}
-        for name, value in beyond.items():
+        plain = {"precision": "float32", "classification_weight": 1.0, "marginal_weight": 1.0, "joint_weight": 0.0, "class_conditional": False, "chain_clamp": None, "gradient_clamp": None,
+                 "chains_per_image": 1.0, "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None}
+        for name, value in plain.items():
             if getattr(config, name) != value:
                 raise ValueError(f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected {value!r}")
         if "g" in config.regularizer:
@@ -192,7 +192,8 @@ def check_work(config: "RunConfig") -> None:
     if config.images_at_once and config.normalization == "batch":
         raise ValueError("images_at_once with normalization 'batch': its statistics are those of a whole batch; expected 'none' or 'group', or no images_at_once")
     if config.coarse_epochs and (config.image_size % 2 or config.image_size < 16 or config.coarse_epochs >= config.epochs):
-        raise ValueError(f"coarse_epochs is {config.coarse_epochs} with image_size {config.image_size} and {config.epochs} epochs: expected an even size of at least 16, and fewer coarse epochs than epochs")
+        raise ValueError(f"coarse_epochs is {config.coarse_epochs} with image_size {config.image_size} and {config.epochs} epochs: "
+                         "expected an even size of at least 16, and fewer coarse epochs than epochs")
     if (chains := config.economy().chains(config.batch_size)) > config.buffer_size:
         raise ValueError(f"buffer_size is {config.buffer_size}: expected at least {chains}, the chains of a batch")
 
