@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -121,9 +122,10 @@ def peak_memory(config: RunConfig, iterations: int = 2) -> dict[str, float]:  # 
 def _report_memory(config: str, iterations: int) -> None:
     def peak() -> float:  # Linux counts in KiB, macOS in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    status = Path("/proc/self/statm")  # where there is none, the peak so far is the best guess of what is held
     with one_thread():
         trainer = speed_trainer(RunConfig(**json.loads(config)))
-        before = peak()
+        before = int(status.read_text().split()[1]) * resource.getpagesize() / 2**20 if status.exists() else peak()
         for _ in range(iterations):
             iterate(trainer)
     print(json.dumps({"before": before, "peak": peak()}))
