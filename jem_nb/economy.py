@@ -24,8 +24,8 @@ class Economy:
     images_at_once: int | None = None  # images that pass through the network together; None: all
 
     def __post_init__(self):
-        if not 0 < self.chains_per_image <= 4:
-            raise ValueError(f"chains_per_image is {self.chains_per_image}: expected more than 0 and at most 4")
+        if not self.chains_per_image > 0:
+            raise ValueError(f"chains_per_image is {self.chains_per_image}: expected more than 0")
         for name, low in (("walk_every", 1), ("first_steps", 0), ("coarse_epochs", 0), ("images_at_once", 1)):
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"{name} is {value}: expected at least {low}")

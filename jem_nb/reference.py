@@ -43,17 +43,13 @@ class ReferenceTrainer(Trainer):
         self.measures |= sample_statistics(generated) | {
             "loss": loss.item(), "classification": classification.item(), "generation": gap.item(), "regularization": penalty.item(),
             "energy_real": energy_real.mean().item(), "energy_generated": energy_generated.mean().item(), "gap": gap.item(), "learning_rate": rate}
-        self.passes += (2 * self.sampler.steps + 9) * len(images)
+        for passes, batch in ((2 * self.sampler.steps, generated), (3, images), (3, generated), (3, labelled)):
+            self._spend(passes, batch)
         self._call("after_losses")
         if not self.stopped:
-            self._descend(loss, rate)
-
-    def _descend(self, loss: Tensor, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self._update(rate)
 
     def _sample(self, count: int, generator: torch.Generator) -> Tensor:  # [B, C, H, W]
         "Chains from the buffer, and back to it."

@@ -43,7 +43,7 @@ def plot_ratios(
     add_title(figure, f"Ours is {min(best):.1f} to {max(best):.1f} times as fast as the reference loop for the same arithmetic; the wall is all of it at the rate of matrix products")
     return figure
 
-
+# %% ../nbs/73_speed_figures.ipynb #39f689db
 @plt.rc_context(STYLE)
 def plot_parts(
     parts: Mapping[str, Mapping[str, float]],  # seconds of an iteration by network and part
@@ -87,7 +87,7 @@ def plot_growth(
     add_title(figure, "Time grows with " + ", ".join(f"{quantity.replace('_', ' ')}^{power[quantity]:.1f}" for quantity in quantities))
     return figure
 
-
+# %% ../nbs/73_speed_figures.ipynb #dc8f31bc
 @plt.rc_context(STYLE)
 def plot_prediction(
     predictions: pd.DataFrame,  # columns seconds, predicted, held_out (bool)
@@ -107,7 +107,7 @@ def plot_prediction(
     add_title(figure, f"On configurations that it was not fitted to, the model is off by at most {off.max():.0f} %")
     return figure
 
-
+# %% ../nbs/73_speed_figures.ipynb #0bc25448
 @plt.rc_context(STYLE)
 def plot_precision(
     errors: pd.DataFrame,  # columns network, precision, layers, energy, gradient (shares of the exact ones)

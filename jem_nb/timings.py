@@ -23,13 +23,14 @@ from tqdm import tqdm
 from .aggregation import energy_function
 from .batches import image_noise, named_generator, to_pixels
 from .configuration import REVISION, RunConfig, make_config
+from .cost import random_images
 from .cost_model import forward_flop, iteration_features, product_rate
 from .experiments import sweep
 from .networks import PRECISIONS, build_network, working_precision
 from .records import run_id
 from .runs import one_thread, versions
 from .sgld import energy_gradient
-from .speed import iterate, peak_memory, random_images, seconds_by_part, seconds_in_turn, speed_trainer
+from .speed import iterate, peak_memory, seconds_by_part, seconds_in_turn, speed_trainer
 
 # %% ../nbs/69_timings.ipynb #95500bda
 VARIANTS: dict[str, dict] = {  # fields of a run by name of the variant

@@ -139,8 +139,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.measures |= self._backward(images, labels, device, **samples) | {"learning_rate": rate}
         self._call("after_losses")
-        if self.stopped:
-            return
+        if not self.stopped:
+            self._update(rate)
+
+    def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -181,7 +183,7 @@ class Trainer:
         return samples
 
     def _chain(self, count: int, labels: Tensor | None, noise: torch.Generator) -> Tensor:
-        walks, economy = self.economy.walks(self.iteration), self.economy
+        economy, walks = self.economy, self.economy.walks(self.iteration)
         start, slots = self.buffer.draw(count, labels, restart=walks)
         if walks:
             sampler = replace(self.sampler, steps=economy.steps(self.sampler.steps, self.iteration, self.planned))
@@ -189,6 +191,7 @@ class Trainer:
             self.buffer.put(slots, chain.images)
             self.measures |= {"chain_gradient": chain.gradient_norm, "chain_movement": chain.movement}
             self._spend(2 * sampler.steps, chain.images)
+        # where none walked, gradient and movement in the measures stay those of the last walk
         self.chains = chain.images if walks else start
         self.measures |= sample_statistics(self.chains)
         return self.chains
