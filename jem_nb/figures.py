@@ -184,8 +184,9 @@ def _fate(record: Mapping) -> str:
 def plot_samples(
     pictures: Sequence[tuple[Mapping, str | Path]],  # a record and the path of its samples.png, for each panel
     columns: int = 7,  # panels in a row
+    labels: Sequence[str] | None = None,  # a name for each panel; arm and learning rate if None
 ) -> Figure:
-    "The buffers' images of several runs, with arm and fate."
+    "The buffers' images of several runs, with what they are and their fate."
     if not pictures:
         raise ValueError("no pictures of samples: expected at least one record with its samples.png")
     columns = min(columns, len(pictures))
@@ -193,12 +194,13 @@ def plot_samples(
     figure, axes = new_panels(rows, columns, (max(1.28 * columns, 5), 1.25 * rows + 0.4))
     for panel in axes.flat:
         panel.axis("off")
-    for panel, (record, path) in zip(axes.flat, pictures):
+    labels = labels or [f"{arm_label(record['config'])}\nrate {record['config']['learning_rate']:g}" for record, _ in pictures]
+    for panel, label, (record, path) in zip(axes.flat, labels, pictures):
         with Image.open(path, formats=("PNG",)) as image:
             if max(image.size) > 4096:
                 raise ValueError(f"{path} measures {image.size} pixels: expected at most 4096 a side; restore the run's picture")
             panel.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
-        panel.set_title(f"{arm_label(record['config'])}\nrate {record['config']['learning_rate']:g}\n{_fate(record)}", fontsize=7)
+        panel.set_title(f"{label}\n{_fate(record)}", fontsize=7)
     completed = sum(record["status"] == "completed" for record, _ in pictures)
     add_title(figure, f"Samples at the end of {len(pictures)} runs, {completed} of which completed")
     return figure
