@@ -71,7 +71,7 @@ class Batches:
     def __init__(
         self,
         images: np.ndarray,  # uint8 [N, C, H, W], may be memory-mapped
-        labels: np.ndarray,  # int64 [N]
+        labels: np.ndarray,  # int64 [N], or uint8 [N, H, W] for segmentation
         batch_size: int,
         seed: int,
         pad: int = 4,  # see `augment`
@@ -82,13 +82,15 @@ class Batches:
             raise ValueError(f"batch_size is {batch_size}: expected 1 to {len(images)}, the number of training images")
         if not 0 <= pad < min(images.shape[2:]):
             raise ValueError(f"pad is {pad}: expected 0 to {min(images.shape[2:]) - 1}, less than an image's side")
-        self.images, self.labels = images, torch.from_numpy(np.asarray(labels, dtype=np.int64))
+        if labels.ndim > 1 and labels.shape != (len(images), *images.shape[2:]):
+            raise ValueError(f"labels are {labels.shape} for images {images.shape}: expected one for each image, or one for each pixel of it")
+        self.images, self.labels = images, torch.from_numpy(np.asarray(labels, dtype=np.int64 if labels.ndim == 1 else np.uint8))
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise
 
     def __len__(self) -> int:  # batches in an epoch
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # images [B, C, H, W] and labels [B]
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # images [B, C, H, W] and labels, int64 [B] or [B, H, W]
         "The batches of one epoch, from number `start` on."
         order = epoch_order(len(self.images), self.seed, epoch)
         for number in range(start, len(self)):
@@ -97,9 +99,20 @@ class Batches:
     def batch(self, indices: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         "One batch: gathered, augmented, scaled, with noise."
         generator = named_generator(self.seed, "augmentation", epoch, number)
-        stored = torch.from_numpy(np.ascontiguousarray(self.images[indices.numpy()]))
-        pixels = to_pixels(augment(stored, generator, self.pad, self.flip))
-        return add_noise(pixels, self.data_noise, generator), self.labels[indices]
+        stored, labels = self._stored(indices), self.labels[indices]
+        if labels.ndim == 3:  # a map moves with its image, as one band more
+            moved = augment(torch.cat([stored, labels[:, None]], dim=1), generator, self.pad, self.flip)
+            stored, labels = moved[:, :-1], moved[:, -1].long()
+        else:
+            stored = augment(stored, generator, self.pad, self.flip)
+        return add_noise(to_pixels(stored), self.data_noise, generator), labels
+
+    def plain(self, epoch: int, number: int) -> Tensor:  # [B, C, H, W]
+        "The images of one batch as they are stored, without augmentation and noise."
+        return to_pixels(self._stored(epoch_order(len(self.images), self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]))
+
+    def _stored(self, indices: Tensor) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.images[indices.numpy()]))
 
 # %% ../nbs/15_batches.ipynb #d715410a
 def image_noise(

@@ -6,6 +6,9 @@
 __all__ = ['ReplayBuffer']
 
 # %% ../nbs/32_buffer.ipynb #1f3fccf3
+from collections import deque
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,16 +24,29 @@ class ReplayBuffer:
         generator: torch.Generator,  # source of slots, re-initialisation and fresh starts
         reinit_probability: float = 0.05,  # share of chains that start from uniform noise
         classes: int | None = None,  # divide the slots among so many classes; None: slots of any class
+        start: Callable[[int, torch.Generator, Tensor | None], Tensor] | None = None,  # draws so many images for new chains, of given classes; None: uniform noise
     ):
         if not 0 <= reinit_probability <= 1:
             raise ValueError(f"reinit_probability is {reinit_probability}: expected 0 to 1")
         if size < 1 or (classes and size % classes):
             raise ValueError(f"buffer_size is {size}: expected a positive multiple of {classes or 1}, the number of classes that share it")
-        self.generator, self.reinit_probability, self.classes = generator, reinit_probability, classes
-        self.images = self.fresh((size, *shape))
+        self.generator, self.reinit_probability, self.classes, self.start = generator, reinit_probability, classes, start
+        self.overwritten: deque[tuple[Tensor, Tensor]] = deque(maxlen=0)  # slots and what was in them, see `remember`
+        self.puts = 0  # how often chains were written back
+        self.images = torch.empty(0)
+        self.renew((size, *shape))
 
-    def fresh(self, shape: tuple[int, ...]) -> Tensor:  # uniform in [-1, 1]
+    def renew(self, shape: tuple[int, ...] | None = None) -> None:  # [slots, C, H, W]; as it is if None
+        "Start all chains anew."
+        shape = shape or tuple(self.images.shape)
+        slots = torch.arange(shape[0], device=self.generator.device)
+        self.images = self.fresh(shape, slots // (shape[0] // self.classes) if self.classes else None)
+        self.overwritten.clear()  # there is no way back from here
+
+    def fresh(self, shape: tuple[int, ...], labels: Tensor | None = None) -> Tensor:  # uniform in [-1, 1] without `start`
         "Images to start chains from."
+        if self.start is not None:
+            return self.start(shape[0], self.generator, labels)
         # in place, for the buffer is the largest tensor of a small run
         return torch.rand(shape, generator=self.generator, device=self.generator.device).mul_(2).sub_(1)
 
@@ -46,7 +62,7 @@ class ReplayBuffer:
         if not restart:
             return started, slots
         anew = torch.rand(count, generator=self.generator, device=self.generator.device) < self.reinit_probability
-        fresh = self.fresh((int(anew.sum()), *started.shape[1:]))
+        fresh = self.fresh((int(anew.sum()), *started.shape[1:]), None if labels is None else labels[anew])
         started[anew] = fresh
         return started, slots
 
@@ -69,7 +85,23 @@ class ReplayBuffer:
 
     def put(self, slots: Tensor, images: Tensor) -> None:
         "Write chains back to the slots that they came from."
+        if self.overwritten.maxlen:
+            self.overwritten.append((slots, self.images[slots]))
+        self.puts += 1
         self.images[slots] = images.detach().to(self.images)
+
+    def remember(self, puts: int) -> None:
+        "Keep what the last so many puts will have overwritten, so that they can be undone."
+        self.overwritten = deque(maxlen=puts)
+
+    def undo(self, puts: int) -> None:
+        "Take back the last so many puts; raises ValueError where fewer are remembered."
+        if puts > len(self.overwritten):
+            raise ValueError(f"{puts} puts to undo: expected at most {len(self.overwritten)}, for so many are remembered")
+        for _ in range(puts):
+            slots, images = self.overwritten.pop()
+            self.images[slots] = images
+        self.puts -= puts
 
     def enlarge(self) -> None:
         "Double the side of all images, where training goes on at a finer resolution."
@@ -77,11 +109,13 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         "Everything that a continuation needs: the images and the generator's state."
-        return {"images": self.images.clone(), "generator": self.generator.get_state()}
+        return {"images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts}
 
     def load_state_dict(self, state: dict) -> None:
         "Continue exactly where `state_dict` was taken."
-        if state["images"].shape != self.images.shape:
+        if state["images"].shape[:2] != self.images.shape[:2]:  # the side may have been doubled since the start
             raise ValueError(f"buffer of shape {tuple(state['images'].shape)}: expected {tuple(self.images.shape)}; it belongs to another configuration")
-        self.images.copy_(state["images"])
+        self.images = state["images"].to(self.images)
         self.generator.set_state(state["generator"])
+        self.puts = state["puts"]
+        self.overwritten.clear()

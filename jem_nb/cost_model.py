@@ -55,9 +55,10 @@ def passes_per_iteration(
     chains = economy.chains(images) * (generative + bool(config.joint_weight))
     mean_steps = (config.steps + (config.steps if config.first_steps is None else config.first_steps)) / 2 / config.walk_every
     coarse = 1 - 0.75 * config.coarse_epochs / config.epochs
-    at_once = config.images_at_once or images + chains
-    calls = 2 * mean_steps * -(-chains // at_once) + 3 * -(-(images + chains) // at_once)
-    return coarse * (2 * mean_steps * chains + 3 * (images + chains)), calls
+    trained = images + chains + (images if config.plain_marginal and generative else 0)
+    at_once, backward = config.images_at_once or trained, 3 * (2 if config.sharpness else 1)
+    calls = 2 * mean_steps * -(-chains // at_once) + backward * -(-trained // at_once)
+    return coarse * (2 * mean_steps * chains + backward * trained), calls
 
 
 def iteration_flop(config: RunConfig, bands: int = 3, classes: int = 10) -> float:
@@ -70,10 +71,10 @@ def run_flop(config: RunConfig) -> float:
     return config.epochs * config.iterations_per_epoch * iteration_flop(config)
 
 # %% ../nbs/63_cost_model.ipynb #e168d53d
-PRODUCT_RATE = 150e9  # floating point operations a second of a float32 matrix product, on the machine of the coefficients
+PRODUCT_RATE = 1.38401e+11  # floating point operations a second of a float32 matrix product, on the machine of the coefficients
 COEFFICIENTS = {  # seconds for each operation, number written, and layer called, by precision
-    "float32": (8e-12, 1e-10, 1e-5),
-    "bfloat16": (13e-12, 1e-10, 2e-5),
+    "float32": (5.18193e-12, 1.33137e-09, 7.15599e-05),
+    "bfloat16": (9.46539e-12, 2.1717e-09, 0.00010763),
 }
 
 

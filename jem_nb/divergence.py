@@ -15,10 +15,11 @@ import numpy as np
 # %% ../nbs/45_divergence.ipynb #8cc7335b
 @dataclass(frozen=True)
 class DivergenceCriterion:
-    "When a run counts as diverged: something is not finite, or |gap| or |loss| passes its bound."
+    "When a run counts as diverged: something is not finite, or |gap|, |loss| or the spread of samples passes its bound."
 
     gap_bound: float = 1e4  # of |mean E(x) - mean E(x')|
     loss_bound: float = 1e8  # of |L_TOTAL|
+    spread_bound: float | None = None  # of the standard deviation across samples, in pixel range; None: any
 
     def reason(
         self,
@@ -28,8 +29,8 @@ class DivergenceCriterion:
         for name, value in measures.items():
             if not math.isfinite(value):
                 return f"{name} is not finite"
-        for name, bound in (("gap", self.gap_bound), ("loss", self.loss_bound)):
-            if abs(measures.get(name, 0.0)) > bound:
+        for name, bound in (("gap", self.gap_bound), ("loss", self.loss_bound), ("spread", self.spread_bound)):
+            if bound is not None and abs(measures.get(name, 0.0)) > bound:
                 return f"|{name}| passed {bound:g}"
         return None
 

@@ -60,7 +60,8 @@ def sweep(
 # %% ../nbs/65_experiments.ipynb #1f36d46c
 def config_data(config: RunConfig) -> tuple:
     "What the images of a run depend on."
-    return config.dataset, config.image_size, config.split, config.train_images, config.validation_images, config.data_seed
+    return (config.dataset, config.image_size, config.split, config.train_images, config.validation_images, config.data_seed, config.without_classes,
+            config.tile_size, config.block_size, config.buffer_distance)
 
 
 def core_count() -> int:

@@ -6,6 +6,7 @@
 __all__ = ['plot_survival', 'plot_trajectories', 'plot_landscape', 'plot_samples', 'plot_accuracy']
 
 # %% ../nbs/72_figures.ipynb #728b3298
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -114,14 +115,16 @@ def _trajectory(panel: plt.Axes, history: Mapping, key: str, color: str, died: b
 def plot_trajectories(
     records: Sequence[Mapping],  # finished records of one data set and preset
     learning_rate: float | None = None,  # which to draw; the highest if None
+    cases: Sequence[str] | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regularizer
 ) -> Figure:
-    "Energies and gap of every run against the iteration: a column for each arm, a thin line for each seed."
-    runs = _ordered(run_table(records))
-    _same(runs, "dataset", "preset")
+    "Energies and gap of every run against the iteration: a column for each arm or case, a thin line for each seed."
+    runs = _ordered(run_table(records)) if cases is None else run_table(records, cases=cases).assign(label=lambda runs: runs["case"])
+    _same(runs, *(["preset"] if cases else ["dataset", "preset"]))
     rate = runs["learning_rate"].max() if learning_rate is None else learning_rate
     if (runs := runs[runs["learning_rate"] == rate]).empty:
         raise ValueError(f"no run has the learning rate {rate:g}: expected one of {sorted({record['config']['learning_rate'] for record in records})}")
-    labels = runs["label"].unique()
+    labels = runs["label"].unique() if cases is None else [case for case in dict.fromkeys(cases) if case in set(runs["label"])]
+    colors = {label: arm_style(label)["color"] if cases is None else "#000000" for label in labels}
     histories = {record["run_id"]: record["history"] for record in records}
     quantities = {"energy_real": "E(x), real (nats)", "energy_generated": "E(x'), generated (nats)", "gap": "gap E(x) − E(x') (nats)"}
     figure, axes = new_panels(3, len(labels), (min(9, 3.6 + 1.6 * len(labels)), 5.6), sharex=True, sharey="row")
@@ -129,11 +132,11 @@ def plot_trajectories(
         for label, panel in zip(labels, row):
             panel.axhline(0, color="0.8", linewidth=0.6, zorder=0)
             for run in runs[runs["label"] == label].itertuples():
-                _trajectory(panel, histories[run.run_id], key, arm_style(label)["color"], run.died)
+                _trajectory(panel, histories[run.run_id], key, colors[label], run.died)
         _energy_axis(row[0], np.concatenate([np.array(histories[run][key], dtype=float) for run in runs["run_id"]]))
         row[0].set_ylabel(name)
     for label, top, bottom in zip(labels, axes[0], axes[-1]):
-        top.set_title(f"{label}\n{_died(runs[runs['label'] == label])} diverged")
+        top.set_title(f"{textwrap.fill(label, 20)}\n{_died(runs[runs['label'] == label])} diverged")
         bottom.set_xlabel("iteration")
     sides = runs["side"][runs["died"]].mode()
     add_title(figure, f"Learning rate {rate:g}: {_died(runs)} runs diverged" + (f", most often by their {sides.iloc[0]}" if len(sides) else ""))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .aggregation import energy_function
 from .batches import to_bytes
-from .networks import evaluating
+from .precision import evaluating
 
 # %% ../nbs/58_landscape.ipynb #d4c52327
 def energies_of(network: nn.Module, images: Tensor, aggregation: str = "sum", batch_size: int = 256) -> Tensor:  # [N], on the CPU
@@ -60,7 +60,8 @@ def energy_landscape(
 def sample_sheet(
     images: Tensor,  # [N, C, H, W], in [-1, 1]; of the bands, the first three are shown
     columns: int = 4,
-) -> bytes:  # a PNG
+    kind: str = "PNG",  # or "JPEG", smaller and inexact
+) -> bytes:  # a picture file
     "Images side by side as one small picture."
     count, _, height, width = images.shape
     rows = math.ceil(count / columns)
@@ -70,5 +71,5 @@ def sample_sheet(
         top, left = height * (number // columns), width * (number % columns)
         sheet[top : top + height, left : left + width] = image
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, format="PNG", optimize=True)
+    Image.fromarray(sheet).save(file, format=kind, optimize=True, quality=90)
     return file.getvalue()

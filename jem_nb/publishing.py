@@ -102,14 +102,17 @@ class Publisher:
             save_figure(figure, path)
 
     def readme(self, name: str, text: str) -> None:
-        "Replace the block between `<!-- name -->` and `<!-- end -->` in the README beside the folder."
-        if not (path := self._path("..", "README.md")):
+        "Replace the block between `<!-- name -->` and `<!-- end -->` in the page that has it: the README beside the folder, or the one in it."
+        pages = [self.folder.joinpath(*place) for place in (("..", "README.md"), ("README.md",))]
+        found = [page for page in pages if page.exists() and f"<!-- {name} -->\n" in page.read_text()]
+        self.files.append(f"{'README.md' if found[:1] == pages[1:] else '../README.md'}, block {name}")
+        if not self.write:
             return
-        before, start, rest = path.read_text().partition(f"<!-- {name} -->\n")
+        before, start, rest = found[0].read_text().partition(f"<!-- {name} -->\n") if found else ("", "", "")
         _, end, after = rest.partition("<!-- end -->")
         if not end:
-            raise ValueError(f"{path} has no block '<!-- {name} -->' with its '<!-- end -->': expected both, each on a line of its own")
-        write_text(path, f"{before}{start}{text.strip()}\n{end}{after}")
+            raise ValueError(f"neither {pages[0]} nor {pages[1]} has a block '<!-- {name} -->' with its '<!-- end -->': expected both, each on a line of its own")
+        write_text(found[0], f"{before}{start}{text.strip()}\n{end}{after}")
 
     def notebook(self, name: str, parameters: dict, suffix: str = "") -> None:
         "Write <name><suffix>.ipynb, executed with these parameters but for `publish`."

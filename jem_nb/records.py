@@ -81,8 +81,10 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, content: object) -> Path:
-    "Write JSON types, whole or not at all; NaN and infinity are refused, for JSON has neither."
-    return write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    "Write JSON types, whole or not at all, a list of numbers on one line; NaN and infinity are refused, for JSON has neither."
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # no string holds a line break, so these are lists
+    return write_text(path, re.sub(r"\[\n[-+.\deE,nul\s]*?\n\s*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text))
 
 # %% ../nbs/00_records.ipynb #e841a71b
 def run_id(

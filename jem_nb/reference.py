@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .batches import Batches, image_noise, named_generator
 from .energy import energy_of_logits
+from .evaluation import device_of
 from .metrics import sample_statistics
 from .regularizers import regularization
-from .training import Trainer, device_of
+from .training import Trainer
 
 # %% ../nbs/57_reference.ipynb #62015271
 @dataclass
@@ -24,6 +25,7 @@ class ReferenceTrainer(Trainer):
     "Trains classifiers as the reference does: three passes, channels first, a graph kept at each chain step."
 
     def __post_init__(self):
+        super().__post_init__()
         self.network = self.network.to(memory_format=torch.contiguous_format)
         # an order of its own for the labelled images
         self.labelled = Batches(self.batches.images, self.batches.labels.numpy(), self.batches.batch_size, self.seed + 2**32,

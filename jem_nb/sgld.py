@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .aggregation import energy_function
 from .batches import image_noise
 from .energy import Energy
-from .networks import evaluating, working_precision
+from .precision import evaluating, working_precision
 
 # %% ../nbs/30_sgld.ipynb #1e0dd589
 Generators = torch.Generator | Sequence[torch.Generator]  # one for a batch of chains, or one for each chain
@@ -50,14 +50,18 @@ def langevin_step(
     noise: float = 0.01,  # sigma, in pixel range
     clamp: float | None = None,  # keep pixels within +-clamp after the step
     gradient_clamp: float | None = None,  # keep each component of the gradient within +-gradient_clamp
+    moves: int = 1,  # with the same gradient, each with noise of its own
 ) -> tuple[Tensor, Tensor]:  # the moved images, detached, and the gradient at `x`
     "One step of stochastic gradient Langevin dynamics."
     gradient = energy_gradient(x, energies)
     slope = gradient if gradient_clamp is None else gradient.clamp(-gradient_clamp, gradient_clamp)
-    moved = x - step_size * slope
-    if noise:
-        moved = moved + noise * chain_noise(tuple(x.shape), generators).to(x)
-    return (moved if clamp is None else moved.clamp(-clamp, clamp)), gradient
+    for _ in range(moves):
+        x = x - step_size * slope
+        if noise:
+            x = x + noise * chain_noise(tuple(x.shape), generators).to(x)
+        if clamp is not None:
+            x = x.clamp(-clamp, clamp)
+    return x, gradient
 
 # %% ../nbs/30_sgld.ipynb #cefd01eb
 @dataclass(frozen=True)
@@ -78,9 +82,10 @@ class LangevinSampler:
     noise: float = 0.01
     clamp: float | None = None
     gradient_clamp: float | None = None
+    moves: int = 1  # with each gradient
 
     def __post_init__(self):
-        for name, low in (("steps", 0), ("step_size", 0), ("noise", 0), ("clamp", 0), ("gradient_clamp", 0)):
+        for name, low in (("steps", 0), ("step_size", 0), ("noise", 0), ("clamp", 0), ("gradient_clamp", 0), ("moves", 1)):
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ValueError(f"{name} is {value}: expected at least {low}")
@@ -91,7 +96,7 @@ class LangevinSampler:
         x = start = x.detach()
         norms = []
         for _ in range(self.steps):
-            x, gradient = langevin_step(x, energies, generators, self.step_size, self.noise, self.clamp, self.gradient_clamp)
+            x, gradient = langevin_step(x, energies, generators, self.step_size, self.noise, self.clamp, self.gradient_clamp, self.moves)
             norms.append(gradient.flatten(1).norm(dim=1).mean())
         norm = torch.stack(norms).mean().item() if norms else 0.0
         return Chain(x, norm, (x - start).square().mean().sqrt().item())

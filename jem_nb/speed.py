@@ -114,15 +114,19 @@ def peak_memory(config: RunConfig, iterations: int = 2) -> dict[str, float]:  # 
 
 
 def _report_memory(config: str, iterations: int) -> None:
-    def peak() -> float:  # Linux counts in KiB, macOS in bytes
+    status = Path("/proc/self/status")
+
+    def mebibytes(name: str) -> float:  # Linux counts in KiB, macOS in bytes
+        if status.exists():
+            return int(status.read_text().split(f"{name}:")[1].split()[0]) / 2**10
+        # no more than the peak is known elsewhere; on Linux it would be that of the process that started this one, if larger
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    status = Path("/proc/self/statm")  # where there is none, the peak so far is the best guess of what is held
     with one_thread():
         trainer = speed_trainer(RunConfig(**json.loads(config)))
-        before = int(status.read_text().split()[1]) * resource.getpagesize() / 2**20 if status.exists() else peak()
+        before = mebibytes("VmRSS")
         for _ in range(iterations):
             iterate(trainer)
-    print(json.dumps({"before": before, "peak": peak()}))
+    print(json.dumps({"before": before, "peak": mebibytes("VmHWM")}))
 
 # %% ../nbs/68_speed.ipynb #801f859f
 def growth_exponent(quantity: Sequence[float], cost: Sequence[float]) -> float:

@@ -155,7 +155,6 @@ def plot_quality(
         panel.axhline(goal, color="0.4", lw=0.8, ls="--")
         panel.set_ylabel(label)
         _seconds_axis(panel, "seconds of one core")
-    axes[0, 0].legend(loc="lower right")
     medians = runs[runs["reached"]].groupby("recipe", sort=False)["seconds"].median()
     for row, recipe in enumerate(curves):
         some = runs[runs["recipe"] == recipe]

@@ -47,7 +47,8 @@ def _best_accuracy(record: Mapping) -> float:  # percent; NaN where no epoch was
 
 def _last_gap(record: Mapping) -> float:  # nats; NaN for a run that died
     "Mean of E(x) - E(x') over the last 30 recorded iterations of a completed run: near 0 where the chains keep up with the real images."
-    gaps = [] if _get(record, "status") == "diverged" else [gap for gap in _get(record, "history", "gap")[-30:] if gap is not None]
+    plain = record["config"].get("marginal_weight") == 0  # a classifier, which has no gap
+    gaps = [] if _get(record, "status") == "diverged" or plain else [gap for gap in _get(record, "history", "gap")[-30:] if gap is not None]
     return float(np.mean(gaps)) if gaps else np.nan
 
 
@@ -75,6 +76,7 @@ def survival_times(
 def run_table(
     records: Sequence[Mapping],  # finished records, in any order
     columns: Sequence[str] = ("dataset", "preset", "learning_rate"),  # fields of the configuration to keep
+    cases: Sequence[str] | None = None,  # an experiment's own name for what each record is of, kept as the column `case`
 ) -> pd.DataFrame:  # one row a run, ordered by run_id
     "Lay out records one row a run; raises ValueError where a record lacks a field or comes twice."
     if not records:
@@ -82,6 +84,7 @@ def run_table(
     epochs, died = survival_times(records)
     frame = pd.DataFrame({
         "run_id": [_get(record, "run_id") for record in records],
+        **({} if cases is None else {"case": list(cases)}),
         **{column: [_get(record, "config", column) for record in records] for column in columns},
         "arm": [_get(record, "config", "regularizer") for record in records],
         "weight": [0.0 if record["config"]["regularizer"] == "none" else float(_get(record, "config", "regularizer_weight")) for record in records],
@@ -138,17 +141,19 @@ def summarise(
     records: Sequence[Mapping],  # finished records, in any order
     by: Sequence[str] = BY,  # columns that make an arm: "arm", "weight", or fields of the configuration
     control: Mapping[str, object] | None = CONTROL,  # values of `by` columns that mark the control; None for no tests
+    cases: Sequence[str] | None = None,  # the column `case` of each record, if `by` names it
 ) -> pd.DataFrame:  # one row an arm, the highest learning rate first, then in the order of `ARMS`
     "Reduce records to one row an arm; raises ValueError where records lack a field or mix protocols."
     by, control = list(by), dict(control or {})
     if unknown := sorted(set(control) - set(by)):
         raise ValueError(f"the control is given by {unknown}, which are not among the columns {by}: add them to `by`")
-    runs = run_table(records, [column for column in by if column not in ("arm", "weight")])
+    runs = run_table(records, [column for column in by if column not in ("arm", "weight", "case")], cases)
     groups = dict(list(runs.groupby(by, dropna=False)))
     table = pd.DataFrame([dict(zip(by, key)) | _describe(group) for key, group in groups.items()])
     table["p_value"] = _p_values(groups, by, control) if control else np.nan
     order = [column for column in by if column not in ("arm", "weight")] + [column for column in ("arm", "weight") if column in by]
-    position = {"arm": lambda arms: arms.map({arm: i for i, arm in enumerate(ARMS)}), "learning_rate": lambda rates: -rates}
+    position = {"arm": lambda arms: arms.map({arm: i for i, arm in enumerate(ARMS)}), "learning_rate": lambda rates: -rates,
+                "case": lambda found: found.map({case: i for i, case in enumerate(dict.fromkeys(cases))})}
     return table.sort_values(order, key=lambda c: position.get(c.name, lambda same: same)(c), ignore_index=True)
 
 # %% ../nbs/70_tables.ipynb #a2a64a69
