@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .layers import ACTIVATIONS, NORMALIZATIONS, choice, normalize_spectrum
+from .layers import ACTIVATIONS, NORMALIZATIONS, choice, mean_over_pixels, normalize_spectrum
 
 # %% ../nbs/20_networks.ipynb #978efdec
 class ConvNet(nn.Module):
@@ -40,7 +40,7 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(channels[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).mean((2, 3)))
+        return self.head(mean_over_pixels(self.features(x)))
 
 # %% ../nbs/20_networks.ipynb #741f0709
 class WideBlock(nn.Module):
@@ -92,7 +92,7 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).mean((2, 3)))
+        return self.head(mean_over_pixels(self.features(x)))
 
 # %% ../nbs/20_networks.ipynb #c72dc6a8
 def convolutions(inputs: int, outputs: int, act, norm) -> nn.Sequential:

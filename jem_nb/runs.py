@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'load_data', 'with_all_images', 'build_trainer', 'make_record', 'segmentation_scores', 'versions',
-           'sample_distance', 'correlograms', 'commit', 'one_thread', 'run']
+           'sample_distance', 'correlograms', 'commit', 'one_thread', 'keep_freed_memory', 'run']
 
 # %% ../nbs/64_runs.ipynb #4cb37d0f
+import ctypes
 import platform
 import subprocess
 import time
@@ -101,7 +102,7 @@ def make_record(
         "seconds": round(trainer.seconds, 3), "seconds_per_epoch": round(trainer.seconds / trainer.computed * config.iterations_per_epoch, 3),
         "history": history.thinned(HISTORY),
         # all of a short run, for the study of alarms: |gap| of every iteration that was computed, those taken back included
-        "gaps": [five_digits(gap) for gap in restart.executed] if trainer.computed <= 3000 else None,
+        "gaps": [five_digits(gap) for gap in restart.executed] if trainer.computed <= 1800 else None,
         "restarts": restart.events, "restart_seconds": {name: round(seconds, 3) for name, seconds in restart.seconds.items()},
         "samples": sample_statistics(samples.cpu()),
         "landscape": energy_landscape(trainer.network, real, samples[0], aggregation=config.aggregation),
@@ -169,6 +170,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def keep_freed_memory(keep: bool = True) -> bool:  # whether the C library listened; only glibc does
+    "Let the C library keep what is freed for what comes next, or (False) give it back to the system as it would by itself."
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    # blocks beyond the first number are maps of their own, and what is free at the top beyond the second goes back
+    map_from, trim_from = (2**30, 2**31 - 1) if keep else (2**25, 2**26)
+    return change is not None and bool(change(-3, map_from) and change(-1, trim_from))
+
+# %% ../nbs/64_runs.ipynb #62b37078
 def run(
     config: RunConfig,
     experiment: str,  # the folder below `root`, such as "regularization"
@@ -183,6 +192,7 @@ def run(
     commit()  # remembered now: files may change while we train
     train, validation = load_data(config)
     write_json(folder / "config.json", config.as_json())
+    keep_freed_memory()
     with one_thread():
         trainer = build_trainer(config, train, validation, "cuda" if torch.cuda.is_available() else "cpu")
         watch, history, last = DivergenceWatch(config.criterion()), History(folder / "metrics.jsonl"), LastSamples()
