@@ -71,10 +71,10 @@ def run_flop(config: RunConfig) -> float:
     return config.epochs * config.iterations_per_epoch * iteration_flop(config)
 
 # %% ../nbs/63_cost_model.ipynb #e168d53d
-PRODUCT_RATES = {"float32": 1.38401e+11, "bfloat16": 7.42636e+10}  # floating point operations a second of a matrix product, on the machine of the coefficients
+PRODUCT_RATES = {"float32": 9.46154e+10, "bfloat16": 2.14249e+11}  # floating point operations a second of a matrix product, on the machine of the coefficients
 COEFFICIENTS = {  # seconds for each operation, number written, and layer called, by precision
-    "float32": (5.18193e-12, 1.33137e-09, 7.15599e-05),
-    "bfloat16": (9.46539e-12, 2.1717e-09, 0.00010763),
+    "float32": (7.40954e-12, 1.05835e-09, 6.68427e-05),
+    "bfloat16": (3.80521e-12, 5.49148e-10, 0.00019092),
 }
 
 
