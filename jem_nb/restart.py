@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from .callbacks import History
-from .divergence import rolling_deviation, warnings_of
+from .divergence import warnings_of
 from .training import Callback, Trainer
 
 # %% ../nbs/59_restart.ipynb #cd7facf4
@@ -42,10 +42,15 @@ class RestartPolicy:
 
     def alarm(self, gaps: list[float | None]) -> bool:  # of the iterations so far; None stands for a value that is not finite
         "Whether the last iteration gives a divergence warning."
+        if gaps[-1] is None:
+            return True
+        latest = [abs(gap) for gap in gaps[-self.window :] if gap is not None]
+        mean = sum(latest) / len(latest)
+        # most iterations are calm, and for those one deviation is enough to know; near the threshold the exact rule decides
+        if len(latest) < self.window or math.sqrt(sum((gap - mean) ** 2 for gap in latest) / self.window) < 0.999 * self.deviation_threshold:
+            return False
         recent = [float("nan") if gap is None else abs(gap) for gap in gaps[-max(self.window, self.outlier_window) :]]
-        # most iterations are calm, and for those one deviation is enough to know
-        calm = len(recent) < self.window or rolling_deviation(recent[-self.window :], self.window)[-1] < self.deviation_threshold
-        return (not calm or math.isnan(recent[-1])) and bool(warnings_of(recent, self.deviation_threshold, self.outlier_threshold, self.window, self.outlier_window)[-1])
+        return bool(warnings_of(recent, self.deviation_threshold, self.outlier_threshold, self.window, self.outlier_window)[-1])
 
 # %% ../nbs/59_restart.ipynb #543cdc52
 class Restart(Callback):

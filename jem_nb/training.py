@@ -8,7 +8,6 @@ __all__ = ['PLACE', 'SPENT', 'Schedule', 'Callback', 'Trainer']
 # %% ../nbs/55_training.ipynb #de92656f
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from .arrays import IGNORED
 from .batches import Batches, named_generator
 from .buffer import ReplayBuffer
+from .checkpoint import copied_state
 from .descent import Descent
 from .economy import Economy
 from .evaluation import device_of
@@ -220,11 +220,11 @@ class Trainer:
     def state_dict(self) -> dict:
         "All that has a memory, but the buffer; copies, of types that `torch.load` reads without running code."
         parts = {name: part.state_dict() for name, part in self._remembering().items()}
-        return deepcopy(parts | {name: getattr(self, name) for name in (*PLACE, *SPENT)} | {"steps": self.sampler.steps, "puts": self.buffer.puts})
+        return copied_state(parts | {name: getattr(self, name) for name in (*PLACE, *SPENT)} | {"steps": self.sampler.steps, "puts": self.buffer.puts})
 
     def load_state_dict(self, state: dict, names: Sequence[str] = (*PLACE, *SPENT)) -> None:
         "Be where `state_dict` was taken; the buffer has a state of its own, and so have callbacks."
-        state = deepcopy(state)
+        state = copied_state(state)
         for name, part in self._remembering().items():
             part.load_state_dict(state[name])
         for name in names:
