@@ -99,7 +99,7 @@ def _transfer(url: str, part: Path, start: int, size: int | None, progress: bool
     if total is not None and received < total:
         raise ConnectionError(f"the transfer stopped at {received:,} of {total:,} bytes")
 
-
+# %% ../nbs/05_archives.ipynb #81e82be6
 def _mismatch(path: Path, expected: dict[str, str | None], size: int | None) -> str:  # "" where all is as expected
     "What is wrong with a file's size or checksum."
     if size is not None and path.stat().st_size != size:

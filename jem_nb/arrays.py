@@ -122,7 +122,7 @@ def cached_array(
         write_json(path.with_suffix(".json"), description | {"array": stored | {"sha256": pixels}})
         return _read_entry(path)
 
-
+# %% ../nbs/07_arrays.ipynb #b9a36fbf
 def _read_entry(path: Path) -> tuple[np.ndarray, dict] | None:  # None where there is none that can be used
     "Map a cached array and read its description, if both are there and belong together."
     try:

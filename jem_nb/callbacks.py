@@ -80,7 +80,7 @@ class History(Callback):
         columns = ("iteration", *(name for name in names if rows and name in rows[0]))
         return {name: [five_digits(row[name]) for row in rows] for name in columns}
 
-
+# %% ../nbs/56_callbacks.ipynb #c621f9cb
 def five_digits(value: float | int | None) -> float | int | None:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
@@ -100,7 +100,7 @@ class LastSamples(Callback):
         "The chains so many iterations before the last, a row of a picture for each."
         return torch.cat([self.seen[max(0, len(self.seen) - 1 - before)] for before in self.before])
 
-
+# %% ../nbs/56_callbacks.ipynb #c3208f65
 class Checkpoints(Callback):
     "Save the whole state of a run after every epoch, so that a run that was cut off goes on where it was."
 
@@ -126,7 +126,7 @@ class Checkpoints(Callback):
     def after_training(self, trainer: Trainer) -> None:
         remove_checkpoints(self.folder)
 
-
+# %% ../nbs/56_callbacks.ipynb #1089c632
 class ProgressBar(Callback):
     "Iterations done, the time left, and the state of the run on one line."
 

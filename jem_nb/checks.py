@@ -41,7 +41,7 @@ MINIMUM = {  # smallest values that make sense
     "warmup_iterations": 0, "decay_factor": 0, "data_seed": 0, "seed": 0,
 }
 
-
+# %% ../nbs/61_checks.ipynb #da5716c3
 def check_ranges(config: Any) -> None:  # of `62_configuration`, a RunConfig
     "Raise ValueError for a value out of its range, or names that do not exist."
     for name, low in MINIMUM.items():

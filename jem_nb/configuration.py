@@ -162,7 +162,7 @@ class RunConfig:
     def criterion(self) -> DivergenceCriterion:
         return DivergenceCriterion(self.gap_bound * self.energy_scale, self.loss_bound, self.spread_bound)
 
-
+# %% ../nbs/62_configuration.ipynb #0b8335fa
 def _json(value):
     return list(value) if isinstance(value, tuple) else value
 
@@ -187,7 +187,7 @@ PRESETS: dict[str, dict[str, dict]] = {  # fields by preset and data set; "*" fo
     },
 }
 
-
+# %% ../nbs/62_configuration.ipynb #eba47fb6
 def make_config(
     preset: str = "cpu",
     dataset: str = "scenes",

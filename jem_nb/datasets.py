@@ -113,7 +113,7 @@ def _scenes(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
     "Images, labels and pixel classes of generated scenes, the last few kept in memory."
     return make_scenes(count, size, seed)
 
-
+# %% ../nbs/14_datasets.ipynb #6c34bf57
 def _generated(name: str, count: int, size: int, seed: int) -> ImageDataset:
     "Scenes as a data set; a copy, so that nobody can change what is kept."
     images, labels, maps = (array.copy() for array in _scenes(count, size, seed))
@@ -181,7 +181,7 @@ def _check_request(name: str, split: str, train_images: int | None, validation_i
     if index(seed) < 0:
         raise ValueError(f"seed {seed}: expected 0 or more")
 
-
+# %% ../nbs/14_datasets.ipynb #8341f1ae
 def _without(whole: ImageDataset, parts: tuple[np.ndarray, np.ndarray], names: Sequence[str]) -> tuple[ImageDataset, tuple[np.ndarray, np.ndarray]]:
     "The images of the other classes, which are numbered anew, and the indices of the parts that are left."
     for name in names:
@@ -199,7 +199,7 @@ def _without(whole: ImageDataset, parts: tuple[np.ndarray, np.ndarray], names: S
     renamed = replace(whole, labels=np.where(stays, numbers[whole.labels], 0), classes=tuple(whole.classes[number] for number in kept))
     return renamed, tuple(part[stays[part]] for part in parts)
 
-
+# %% ../nbs/14_datasets.ipynb #81ba7d72
 def load_dataset(
     name: str,  # one of `SPLITS`, or the path of a description, which ends in .json
     image_size: int,  # height and width in pixels

@@ -68,7 +68,7 @@ def _words(hint: Any) -> str:
         return f"an object with {_words(parts[1])} for each {'whole number' if parts[0] is int else 'name'}"
     return _WORDS.get(hint, "an object")
 
-
+# %% ../nbs/03_descriptions.ipynb #1a6ccfac
 def _converted(value: Any, hint: Any, where: str) -> Any:
     "A value as its annotation asks, or ValueError."
     origin, parts = get_origin(hint), get_args(hint)
@@ -92,7 +92,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
 
 Described = TypeVar("Described")
 
-
+# %% ../nbs/03_descriptions.ipynb #269dd108
 def from_object(
     kind: type[Described],  # a dataclass
     content: dict,  # names and values, as JSON gives them

@@ -184,7 +184,7 @@ def random_split(
     order = np.random.default_rng([seed, 22_000]).permutation(count)
     return order[:train], order[train:]
 
-
+# %% ../nbs/11_eurosat.ipynb #f4f37fd4
 def spatial_names(
     part: str,  # train, val or test
     folder: str | Path | None = None,  # where the list may lie; fetched where it does not
@@ -203,7 +203,7 @@ def spatial_names(
         raise ValueError(f"{path} names {len(set(names)):,} different images, expected {count:,}: remove it to download the published list")
     return names
 
-
+# %% ../nbs/11_eurosat.ipynb #2e72c044
 def spatial_split(
     names: list[str],  # file names in the order of the images
     folder: str | Path | None = None,  # where the lists may lie

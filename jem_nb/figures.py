@@ -40,7 +40,7 @@ def _died(runs: pd.DataFrame) -> str:
     "How many of some runs died, in words."
     return f"{runs['died'].sum()} of {len(runs)}"
 
-
+# %% ../nbs/72_figures.ipynb #2e54d57b
 def _survival_finding(runs: pd.DataFrame) -> str:
     "One sentence: the control's deaths beside the best regularizer's."
     share = runs.groupby("arm")["died"].mean()
@@ -175,7 +175,7 @@ def plot_landscape(
     add_title(figure, "Range of E along the line, in nats: " + ", ".join(spans))
     return figure
 
-
+# %% ../nbs/72_figures.ipynb #79dc0e90
 def _fate(record: Mapping) -> str:
     "What became of a run, in a few words."
     if record["status"] == "completed":

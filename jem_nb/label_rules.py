@@ -31,7 +31,7 @@ class ClassRule:
             if None not in (low, high) and low > high:
                 raise ValueError(f"class {self.name!r}: {statistic} has low {low:g} and high {high:g}, expected low <= high")
 
-
+# %% ../nbs/17_label_rules.ipynb #5ae9ec21
 @dataclass(frozen=True)
 class LabelRules:
     "Classes in the order in which they are tried, and the statistics that they look at."
@@ -58,7 +58,7 @@ class LabelRules:
     def names(self) -> tuple[str, ...]:  # of the classes, in the order of their labels
         return tuple(rule.name for rule in self.classes)
 
-
+# %% ../nbs/17_label_rules.ipynb #71b7df8a
 def read_rules(path: str | Path) -> LabelRules:
     "Read rules from a JSON file."
     return from_object(LabelRules, read_object(path), str(path))

@@ -32,7 +32,7 @@ def _rounded(values: Tensor) -> list:
         return [_rounded(row) for row in values]
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
-
+# %% ../nbs/58_landscape.ipynb #3cbc0b90
 def energy_landscape(
     network: nn.Module,
     real: Tensor,  # two real images, `[2, C, H, W]`

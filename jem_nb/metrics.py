@@ -70,7 +70,7 @@ def frechet_distance(
     cross = torch.linalg.eigvalsh(root @ two @ root).clamp(min=0).sqrt().sum()
     return float((first.mean(0) - second.mean(0)).square().sum() + one.trace() + two.trace() - 2 * cross)
 
-
+# %% ../nbs/47_metrics.ipynb #15a976b9
 def random_patches(
     images: Tensor,  # `[N, C, H, W]`
     count: int,
@@ -93,7 +93,7 @@ def patch_distance(
     "How far generated images are from real ones in the statistics of their 3x3 patches."
     return frechet_distance(random_patches(generated, count, generator), random_patches(real, count, generator))
 
-
+# %% ../nbs/47_metrics.ipynb #8239a2dd
 def nearest_distance(
     generated: Tensor,  # `[N, C, H, W]`
     real: Tensor,  # `[M, C, H, W]`

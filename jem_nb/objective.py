@@ -128,7 +128,7 @@ def classification_loss(
     loss = share * mean_cross_entropy(logits, labels)
     return loss + dice_weight * dice_loss(logits, labels) if dice_weight else loss
 
-
+# %% ../nbs/40_objective.ipynb #d61a5821
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:  # scalar; 0, with a gradient of 0, where no pixel has a label
     "Mean of -log p(y|x) over images, or over the pixels that have a label."
     if labels.ndim == 1:

@@ -31,7 +31,7 @@ def safe_output(output: dict) -> dict | None:  # None for what is not kept
     kept = copy.deepcopy(output) | {"data": data, "metadata": {}}
     return kept if data else None
 
-
+# %% ../nbs/75_publishing.ipynb #18375be7
 def clean_notebook(
     notebook: dict,  # as `nbformat` reads it
     private: tuple[str, ...] = (),  # texts that must not appear, such as paths of this machine
@@ -54,7 +54,7 @@ def clean_notebook(
             raise ValueError(f"the notebook shows {secret!r}: expected no path of this machine; print paths relative to the repository")
     return cleaned
 
-
+# %% ../nbs/75_publishing.ipynb #37322a2d
 def nbformat_text(notebook: dict) -> str:
     "A notebook as the text of its file."
     import nbformat  # imported here, since only whoever publishes needs it

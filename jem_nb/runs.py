@@ -54,7 +54,7 @@ def with_all_images(config: RunConfig) -> RunConfig:
     train, validation = load_data(config, everything=True)
     return replace(config, train_images=len(train), validation_images=len(validation))
 
-
+# %% ../nbs/64_runs.ipynb #1a1440cb
 def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu") -> Trainer:
     "All parts of a run, ready to train."
     def generator(name: str) -> torch.Generator: return named_generator(config.seed, name, device=device)
@@ -110,7 +110,7 @@ def make_record(
     } | (correlograms(samples, train) | {"segmentation": segmentation_scores(config, trainer, validation)} if train.segmentation else {})
     return record, sample_sheet(samples[:8])
 
-
+# %% ../nbs/64_runs.ipynb #df652d30
 def segmentation_scores(config: RunConfig, trainer: Trainer, validation: ImageDataset) -> dict:  # JSON types
     "At the end of a run: the confusion matrix, F1 by class, intervals over blocks of ground, and the accuracy on the first few images alone."
     matrices = matrices_of_tiles(trainer.evaluated, validation.images, validation.labels, config.seed, config.data_noise, config.precision)
@@ -126,7 +126,7 @@ def versions() -> dict[str, str]:
     "Releases that a result may depend on; never anything about the machine."
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
-
+# %% ../nbs/64_runs.ipynb #010c3fb4
 def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset) -> dict:
     "How far the buffer's images are from the training images; nothing for a run without chains."
     if not (config.marginal_weight or config.joint_weight):
@@ -147,7 +147,7 @@ def correlograms(samples: Tensor, train: ImageDataset, lags: int = 16) -> dict: 
     distance = None if curves["generated"] is None else (curves["generated"] - curves["real"]).square().mean().sqrt().item()
     return {"correlogram": {name: None if curve is None else [five_digits(value) for value in curve.tolist()] for name, curve in curves.items()} | {"distance": distance}}
 
-
+# %% ../nbs/64_runs.ipynb #f1cf88fa
 @cache
 def commit() -> str:  # "" outside of a git checkout
     "The commit of the code, with '+' where files have changed since."

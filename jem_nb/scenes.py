@@ -29,7 +29,7 @@ def annual_crop(canvas: Canvas) -> np.ndarray:
         ground = np.where(borders(plots), canvas.paint_one_of(("hedge", "dry grass", "pale soil")), ground)
     return ground
 
-
+# %% ../nbs/10_scenes.ipynb #a5e10c6d
 def permanent_crop(canvas: Canvas) -> np.ndarray:
     "Rows of trees or vines on bare soil, in smaller fields."
     g = canvas.generator
@@ -44,7 +44,7 @@ def permanent_crop(canvas: Canvas) -> np.ndarray:
     ground = np.where(planted, plants, ground)
     return ground if g.random() < 0.6 else np.where(borders(plots), canvas.paint_one_of(("pale soil", "hedge")), ground)
 
-
+# %% ../nbs/10_scenes.ipynb #7765e5b4
 def pasture(canvas: Canvas) -> np.ndarray:
     "Irregular meadows with hedges and a few trees."
     g = canvas.generator
@@ -132,7 +132,7 @@ def highway(canvas: Canvas) -> np.ndarray:
             ground[distance < 0.2 * half] = canvas.paint_one_of(verges)  # between the carriageways
     return ground
 
-
+# %% ../nbs/10_scenes.ipynb #baf0e62e
 def river(canvas: Canvas) -> np.ndarray:
     "A band of water with banks across other land."
     g = canvas.generator

@@ -41,7 +41,7 @@ def energy_gradient(
     gradients = [torch.autograd.grad(energy(part).sum(), part)[0] for energy, part in zip(energies, parts)]
     return torch.cat(gradients) if len(gradients) > 1 else gradients[0]
 
-
+# %% ../nbs/30_sgld.ipynb #3a4fe8b3
 def langevin_step(
     x: Tensor,  # images, `[B, C, H, W]`
     energies: Sequence[Energy],  # see `energy_gradient`; one alone is that of the whole batch

@@ -138,7 +138,7 @@ def _seconds_axis(panel: plt.Axes, label: str) -> None:
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     panel.minorticks_off()
 
-
+# %% ../nbs/73_speed_figures.ipynb #7a20b09b
 @plt.rc_context(STYLE)
 def plot_quality(
     runs: pd.DataFrame,  # one row a run: recipe, seed, reached, seconds, forward_passes; in the order of recipes

@@ -51,7 +51,7 @@ def _last_gap(record: Mapping) -> float:  # nats; NaN for a run that died
     gaps = [] if _get(record, "status") == "diverged" or plain else [gap for gap in _get(record, "history", "gap")[-30:] if gap is not None]
     return float(np.mean(gaps)) if gaps else np.nan
 
-
+# %% ../nbs/70_tables.ipynb #8b1a1640
 def _check_data(records: Sequence[Mapping]) -> None:
     "Raise ValueError where runs that name the same data were trained on different pixels."
     seen: dict[tuple, str] = {}

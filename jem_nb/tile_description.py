@@ -68,7 +68,7 @@ class TileDescription:
         if not 0 <= self.largest_nodata_percent <= 100:
             yield "largest_nodata_percent", "expected 0 to 100"
 
-
+# %% ../nbs/04_tile_description.ipynb #c5aa5a6a
 def read_description(path: str | Path) -> TileDescription:  # with the whole path of its source
     "Read a description from its JSON file."
     path = Path(path)

@@ -45,7 +45,7 @@ def _position(name: str, band: int | str, descriptions: tuple, path: Path) -> in
         raise ValueError(f"{path}: band {name!r} is number {band}, expected 1 to {len(descriptions)}, as many as the file has")
     return band - 1
 
-
+# %% ../nbs/13_tiles.ipynb #072fec1f
 def _read_image(description: TileDescription, path: Path) -> _Raster:
     pixels, place = read_geotiff(path)
     if not place["crs"] or place["transform"].b or place["transform"].d:
@@ -150,7 +150,7 @@ def _sample(image: np.ndarray, valid: np.ndarray, labels: np.ndarray, image_size
         image[:, ~valid] = np.rint(image[:, valid].mean(axis=1, keepdims=True))
     return np.concatenate([area_resize(image, image_size), majority_resize(labels, image_size)[None]])
 
-
+# %% ../nbs/13_tiles.ipynb #278395ee
 def _cut_all(description: TileDescription, root: Path, tile_size: int, image_size: int) -> tuple[np.ndarray, dict]:
     "All samples `[N, C + 1, image_size, image_size]`, labels last, and what was cut and left out."
     pairs, first, samples, names, bounds = find_pairs(description, root), None, [], [], []
@@ -199,7 +199,7 @@ def _source_checksum(description: TileDescription, source: Path) -> str:
     paths = [path for _, *pair in find_pairs(description, source) for path in pair]
     return folder_checksum(source, [path.relative_to(source).as_posix() for path in paths])
 
-
+# %% ../nbs/13_tiles.ipynb #c38dcc10
 def read_tiles(
     description: TileDescription,  # as `read_description` or `built_in` gives it
     tile_size: int,  # pixels of a raster along the side of a sample

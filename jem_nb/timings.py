@@ -124,7 +124,7 @@ def time_config(config: RunConfig, repeats: int = 3) -> dict:  # JSON types
     seconds = seconds_in_turn({"": partial(iterate, speed_trainer(config))}, repeats)[""]
     return {"config": config.as_json(), "seconds": seconds, "features": list(iteration_features(config))}
 
-
+# %% ../nbs/69_timings.ipynb #9bc59f82
 def time_sweep(config: RunConfig, runs: int = 4, workers: Sequence[int] = (1, 2)) -> dict[str, float]:  # wall seconds by number of processes
     "The same runs, so many at a time, with the start of their processes."
     seconds = {}
