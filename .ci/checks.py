@@ -14,6 +14,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_divergence": {"dataset": "eurosat"},
     "exp_detection_restart": {"dataset": "eurosat"},
     "exp_divergence_criterion": {},
+    "exp_learning_rate": {"dataset": "eurosat"},
     "exp_regularization": {"dataset": "eurosat"},
     "exp_speed": {"time_anew": False},
     "exp_time_to_quality": {"dataset": "eurosat"},
