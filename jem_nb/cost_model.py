@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRODUCT_RATES', 'COEFFICIENTS', 'forward_work', 'forward_flop', 'passes_per_iteration', 'iteration_flop', 'run_flop',
-           'product_rate', 'iteration_features', 'predicted_seconds', 'run_seconds', 'cost_line']
+           'product_rate', 'iteration_features', 'predicted_seconds', 'best_rates', 'faster_precision', 'run_seconds',
+           'cost_line']
 
 # %% ../nbs/63_cost_model.ipynb #ff395986
 import time
@@ -106,6 +107,16 @@ def predicted_seconds(config: RunConfig, rate: float | None = None) -> float:  #
     terms = zip(COEFFICIENTS[config.precision], iteration_features(config))
     return sum(coefficient * feature for coefficient, feature in terms) * PRODUCT_RATES[config.precision] / (rate or product_rate(precision=config.precision))
 
+# %% ../nbs/63_cost_model.ipynb #174b6371
+def best_rates(seconds: float = 0.1) -> dict[str, float]:  # floating point operations a second, by precision
+    "The rate of matrix products of the size that this processor likes best."
+    return {precision: max(product_rate(seconds, precision, size) for size in (512, 1024, 2048)) for precision in PRODUCT_RATES}
+
+
+def faster_precision() -> str:
+    "The precision in which this processor multiplies faster."
+    return max(rates := best_rates(), key=rates.get)
+
 # %% ../nbs/63_cost_model.ipynb #87b19a6b
 def run_seconds(config: RunConfig) -> float:
     "Processor time of a run that does not diverge, by the model, without its evaluations."
@@ -116,4 +127,4 @@ def cost_line(configs: Sequence[RunConfig], workers: int = 1) -> str:
     "One line that says what runs will cost before they start."
     seconds = sum(map(run_seconds, configs)) / min(workers, len(configs))
     time_needed = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
-    return f"cost: {len(configs)} runs, {sum(map(run_flop, configs)) / 1e12:.3g} TFLOP, at most about {time_needed} with {workers} at a time on processors like this one; runs that diverge end sooner"
+    return f"cost: {len(configs)} runs, {sum(map(run_flop, configs)) / 1e12:.3g} TFLOP, about {time_needed} with {workers} at a time, evaluations not counted; runs that diverge end sooner"

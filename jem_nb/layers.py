@@ -45,5 +45,5 @@ def normalize_spectrum(network: nn.Module, generator: torch.Generator) -> nn.Mod
 
 # %% ../nbs/18_layers.ipynb #4d0ea6de
 def mean_over_pixels(x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C]
-    "The global average; its gradient lies channels last in memory, as the layers before it want it."
-    return x.permute(0, 2, 3, 1).mean((1, 2))
+    "The global average; its gradient lies in memory as the layers before it want it."
+    return x.permute(0, 2, 3, 1).mean((1, 2)) if x.is_contiguous(memory_format=torch.channels_last) else x.mean((2, 3))

@@ -22,7 +22,7 @@ from .training import Trainer
 # %% ../nbs/57_reference.ipynb #62015271
 @dataclass
 class ReferenceTrainer(Trainer):
-    "Trains classifiers as the reference does: three passes, channels first, a graph kept at each chain step."
+    "Trains classifiers as the reference does: three passes, channels first, the graph retained through each chain step."
 
     def __post_init__(self):
         super().__post_init__()

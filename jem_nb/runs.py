@@ -171,11 +171,13 @@ def one_thread() -> Iterator[None]:
 
 
 def keep_freed_memory(keep: bool = True) -> bool:  # whether the C library listened; only glibc does
-    "Let the C library keep what is freed for what comes next, or (False) give it back to the system as it would by itself."
+    "Let the C library of this process keep what is freed for what comes next; False: give back what is free beyond 64 MiB, the most that it keeps by itself."
     change = getattr(ctypes.CDLL(None), "mallopt", None)
-    # blocks beyond the first number are maps of their own, and what is free at the top beyond the second goes back
-    map_from, trim_from = (2**30, 2**31 - 1) if keep else (2**25, 2**26)
-    return change is not None and bool(change(-3, map_from) and change(-1, trim_from))
+    if change is None:
+        return False
+    # -1: how much may lie free; -3: from which size on a block is a map of its own, which older releases bound by 32 MiB
+    trimmed = change(-1, 2**31 - 1 if keep else 2**26)
+    return bool(trimmed and (keep and change(-3, 2**30) or change(-3, 2**25)))
 
 # %% ../nbs/64_runs.ipynb #62b37078
 def run(

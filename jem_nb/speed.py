@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CONVOLUTION_PASSES', 'speed_trainer', 'iterate', 'seconds_in_turn', 'ratio_with_spread', 'seconds_by_part',
-           'peak_memory', 'convolution_shapes', 'convolution_seconds', 'growth_exponent', 'fit_coefficients']
+           'peak_memory', 'seconds_with_memory', 'convolution_shapes', 'convolution_seconds',
+           'convolutions_of_iteration', 'growth_exponent', 'fit_coefficients']
 
 # %% ../nbs/68_speed.ipynb #fd51c333
 import json
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -41,8 +43,12 @@ def speed_trainer(config: RunConfig, device: str = "cpu") -> Trainer:
 
 
 def iterate(trainer: Trainer) -> None:
-    "One iteration with the making of its batch; the data come round again. Ours keeps freed memory, as a run does; the reference leaves that to the C library."
+    "One iteration, with the making of its batch. Ours keeps freed memory, as a run does; the reference leaves that to the C library."
     keep_freed_memory(not isinstance(trainer, ReferenceTrainer))
+    _one_iteration(trainer)
+
+
+def _one_iteration(trainer: Trainer) -> None:  # the data come round again
     indices = torch.arange(trainer.iteration, trainer.iteration + trainer.batches.batch_size) % len(trainer.batches.labels)
     trainer.step(*trainer.batches.batch(indices, 0, trainer.iteration), 0)
     trainer.iteration += 1
@@ -71,7 +77,7 @@ def ratio_with_spread(slow: Sequence[float], fast: Sequence[float]) -> tuple[flo
 
 # %% ../nbs/68_speed.ipynb #ebbd5d01
 PARTS = {  # the doors of each part of an iteration
-    "chain": ((LangevinSampler, "sample"), (ReferenceTrainer, "_sample")),
+    "chain": ((LangevinSampler, "sample"),),
     "training pass": ((Trainer, "_backward"),),
     "optimizer": ((torch.optim.Adam, "step"),),
     "buffer": ((ReplayBuffer, "draw"), (ReplayBuffer, "put")),
@@ -108,13 +114,18 @@ def seconds_by_part(trainer: Trainer, iterations: int = 3) -> dict[str, float]: 
     return {part: seconds / iterations for part, seconds in (ledger | {"bookkeeping": total - sum(ledger.values())}).items()}
 
 # %% ../nbs/68_speed.ipynb #b3d7b3e0
-def peak_memory(config: RunConfig, iterations: int = 2) -> dict[str, float]:  # MiB: before and peak
-    "Memory of a process that trains some iterations."
-    code = f"from jem_nb.speed import _report_memory; _report_memory({json.dumps(config.as_json())!r}, {iterations})"
+def _in_a_process(function: str, config: RunConfig, *arguments: object) -> dict | list:
+    "What a function of this module prints as JSON in a process of its own."
+    code = f"from jem_nb import speed; speed.{function}({json.dumps(config.as_json())!r}, *{arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"weighing the memory of {config.network} failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(f"measuring {config.network} in a process of its own failed: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout)
+
+
+def peak_memory(config: RunConfig, iterations: int = 2) -> dict[str, float]:  # MiB: before and peak
+    "Memory of a process that trains some iterations."
+    return _in_a_process("_report_memory", config, iterations)
 
 
 def _report_memory(config: str, iterations: int) -> None:
@@ -131,6 +142,19 @@ def _report_memory(config: str, iterations: int) -> None:
         for _ in range(iterations):
             iterate(trainer)
     print(json.dumps({"before": before, "peak": mebibytes("VmHWM")}))
+
+# %% ../nbs/68_speed.ipynb #b2b3e82c
+def seconds_with_memory(config: RunConfig, keep: bool, repeats: int = 3) -> list[float]:  # processor time of an iteration each
+    "Iterations of a process that keeps its freed memory, or leaves it to the C library."
+    return _in_a_process("_report_seconds", config, keep, repeats)
+
+
+def _report_seconds(config: str, keep: bool, repeats: int) -> None:
+    keeps = keep_freed_memory() if keep else False
+    with one_thread():
+        trainer = speed_trainer(RunConfig(**json.loads(config)))
+        seconds = seconds_in_turn({"": partial(_one_iteration, trainer)}, repeats)[""]
+    print(json.dumps(seconds if keeps == keep else []))
 
 # %% ../nbs/68_speed.ipynb #481502ae
 CONVOLUTION_PASSES = {"forward": (), "input": (True, False), "weight": (False, True)}  # what `aten.convolution_backward` is asked for
@@ -166,6 +190,14 @@ def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], wanted: tuple[bool, .
     if not wanted:
         return lambda: torch.ops.aten.convolution(x, weight, None, *settings)
     return lambda: torch.ops.aten.convolution_backward(out, x, weight, [0], *settings, [*wanted, False])
+
+# %% ../nbs/68_speed.ipynb #93c3721b
+def convolutions_of_iteration(
+    alone: Mapping[str, float],  # seconds of a batch by pass, see `convolution_seconds`
+    steps: int,  # K
+) -> float:
+    "Seconds of an iteration that were nothing but its convolutions."
+    return steps * (alone["forward"] + alone["input"]) + 2 * sum(alone.values())
 
 # %% ../nbs/68_speed.ipynb #801f859f
 def growth_exponent(quantity: Sequence[float], cost: Sequence[float]) -> float:

@@ -25,7 +25,7 @@ PRECISION_COLORS = {"float32": "#0072B2", "bfloat16": "#E69F00"}
 @plt.rc_context(STYLE)
 def plot_ratios(
     iterations: Mapping[str, Mapping[str, Sequence[float]]],  # seconds of pairs by network and variant
-    walls: Mapping[str, float],  # by network, the ratio at which all arithmetic would run at the rate of matrix products
+    yardsticks: Mapping[str, float],  # by network, the ratio at which all arithmetic would run at the rate of matrix products
     ours: str,  # the variant that the title speaks of
 ) -> Figure:
     "How many times faster than the reference loop each variant is; whiskers span all pairs."
@@ -37,11 +37,11 @@ def plot_ratios(
         for row, ratio in enumerate(ratios[:, 0]):
             panel.text(0.05, row, f"{ratio:.2f}x", color="white", va="center", fontweight="bold")
         panel.axvline(1, color="0.3", lw=0.8, ls="--")
-        panel.axvline(walls[network], color="#D55E00", lw=1.2)
-        panel.text(walls[network], len(names) - 0.45, "wall", color="#D55E00", ha="center", va="bottom")
-        panel.set(xlabel="times the reference's speed", title=f"{network}\n", xlim=(0, 1.08 * max(walls.values())))
+        panel.axvline(yardsticks[network], color="#D55E00", lw=1.2)
+        panel.text(yardsticks[network], len(names) - 0.45, "products", color="#D55E00", ha="center", va="bottom")
+        panel.set(xlabel="times the reference's speed", title=f"{network}\n", xlim=(0, 1.08 * max(yardsticks.values())))
     best = [ratio_with_spread(seconds["reference"], seconds[ours])[0] for seconds in iterations.values()]
-    add_title(figure, f"Ours is {min(best):.1f} to {max(best):.1f} times as fast as the reference loop for the same arithmetic; the wall is all of it at the rate of matrix products")
+    add_title(figure, f"Ours is {min(best):.1f} to {max(best):.1f} times as fast as the reference loop for the same arithmetic; the line is all of it at the rate of matrix products")
     return figure
 
 # %% ../nbs/73_speed_figures.ipynb #39f689db

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,14 @@ from .aggregation import energy_function
 from .batches import image_noise, named_generator, to_pixels
 from .configuration import REVISION, RunConfig, make_config
 from .cost import random_images
-from .cost_model import forward_flop, iteration_features, product_rate
+from .cost_model import best_rates, faster_precision, forward_flop, iteration_features
 from .experiments import sweep
 from .networks import build_network
 from .precision import PRECISIONS, working_precision
 from .records import collect, run_id
-from .runs import keep_freed_memory, one_thread, versions
+from .runs import commit, keep_freed_memory, one_thread, versions
 from .sgld import energy_gradient
-from .speed import convolution_seconds, iterate, peak_memory, seconds_by_part, seconds_in_turn, speed_trainer
+from .speed import convolution_seconds, iterate, peak_memory, seconds_by_part, seconds_in_turn, seconds_with_memory, speed_trainer
 
 # %% ../nbs/69_timings.ipynb #95500bda
 VARIANTS: dict[str, dict] = {  # fields of a run by name of the variant
@@ -53,10 +53,16 @@ def timing_config(network: str, **fields) -> RunConfig:
     return make_config("cpu", "eurosat", network=network, **common | fields)
 
 
-def time_iterations(config: RunConfig, variants: Sequence[str], repeats: int) -> dict[str, list[float]]:  # seconds by variant
-    "Seconds of iterations of several variants, in turn."
-    trainers = {name: speed_trainer(replace(config, **VARIANTS[name])) for name in variants}
-    return seconds_in_turn({name: partial(iterate, trainer) for name, trainer in trainers.items()}, repeats)
+def time_iterations(
+    config: RunConfig,
+    pairs: int,  # of the reference and of ours in the precision in which this processor multiplies faster
+    rounds: int,  # of all other variants
+) -> dict[str, list[float]]:  # seconds by variant
+    "Seconds of iterations: the reference and ours in turn, then the other variants in turn."
+    first = ("reference", OURS[faster_precision()])
+    trainers = {name: speed_trainer(replace(config, **fields)) for name, fields in VARIANTS.items()}
+    def timed(names: Iterable[str], repeats: int) -> dict[str, list[float]]: return seconds_in_turn({name: partial(iterate, trainers[name]) for name in names}, repeats)
+    return timed(first, pairs) | timed([name for name in VARIANTS if name not in first], rounds)
 
 # %% ../nbs/69_timings.ipynb #ac4600f7
 def step_variants(network: str, batch: int = 64, side: int = 32, compiled: bool = False) -> dict[str, Callable[[], Tensor]]:
@@ -71,12 +77,12 @@ def step_variants(network: str, batch: int = 64, side: int = 32, compiled: bool 
         with working_precision("cpu", precision):
             return energy_gradient(x, [energy_function(network)] * parts)
 
-    def graph_kept() -> Tensor:
+    def graph_retained() -> Tensor:
         keep_freed_memory(False)
         leaf = first.clone().requires_grad_()
         return torch.autograd.grad(energy_function(plain)(leaf).sum(), leaf, retain_graph=True)[0]
     variants = {
-        "channels first, graph kept": graph_kept, "channels last": partial(gradient, ours, x, keep=False), "channels last, memory kept": partial(gradient, ours, x),
+        "channels first, graph retained": graph_retained, "channels last": partial(gradient, ours, x, keep=False), "channels last, memory kept": partial(gradient, ours, x),
         "float32, 32 at once": partial(gradient, ours, x, -(-batch // 32)), "bfloat16, memory not kept": partial(gradient, ours, x, 1, "bfloat16", False),
         "bfloat16 casts": partial(gradient, ours, x, 1, "bfloat16"), "bfloat16, 32 at once": partial(gradient, ours, x, -(-batch // 32), "bfloat16"),
         "bfloat16 weights": partial(gradient, half, x.bfloat16()),
@@ -119,7 +125,7 @@ def growth_configs(side: int = 32, width: int = 32, steps: int = 5) -> list[tupl
     return [(quantity, value, config(**{quantity: value})) for quantity, values in GROWTH.items() for value in values]
 
 
-def time_config(config: RunConfig, repeats: int = 3) -> dict:  # JSON types
+def time_config(config: RunConfig, repeats: int = 2) -> dict:  # JSON types
     "Seconds of an iteration, and what the cost model needs to predict them."
     seconds = seconds_in_turn({"": partial(iterate, speed_trainer(config))}, repeats)[""]
     return {"config": config.as_json(), "seconds": seconds, "features": list(iteration_features(config))}
@@ -158,7 +164,7 @@ DEPTHS = ("convnet-32", "wrn-10-1", "wrn-16-1", "wrn-22-1", "wrn-28-1", "wrn-40-
 def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compiled: bool) -> Tasks:
     "Our loop against the reference's: iterations, chain steps, parts, memory, precision."
     def setting(network: str, **fields) -> RunConfig: return timing_config(network, **(SMALL if small else {}) | fields)
-    def fewer(network: str) -> int: return repeats if forward_flop(setting(network)) < 5e8 else max(2, repeats // 2)  # of a large one
+    def fewer(network: str) -> int: return repeats if forward_flop(setting(network)) < 5e8 else 1  # of a large one
 
     def steps(network: str) -> dict[str, list[float]]:
         return seconds_in_turn(step_variants(network, *((8, 16) if small else ()), compiled=compiled and network == networks[0]), fewer(network))
@@ -167,13 +173,15 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
     def parts(network: str, variant: str) -> dict[str, float]: return seconds_by_part(speed_trainer(setting(network, **VARIANTS[variant])), 2)
     weighed = {} if small else {name: VARIANTS[name] for name in ("reference", "float32", *OURS.values())}
     return {
-        "iterations": {network: partial(time_iterations, setting(network), list(VARIANTS), fewer(network)) for network in networks},
+        "iterations": {network: partial(time_iterations, setting(network), repeats, fewer(network)) for network in networks},
         "steps": {network: partial(steps, network) for network in networks},
         "convolutions": {network: partial(alone, network, "float32") for network in networks},
         "convolutions bfloat16": {network: partial(alone, network, "bfloat16") for network in networks},
         "parts": {network: partial(parts, network, OURS["float32"]) for network in networks},
         "parts bfloat16": {network: partial(parts, network, OURS["bfloat16"]) for network in networks},
         "memory": {f"{network}, {name}": partial(peak_memory, setting(network, steps=2, **fields), 1) for network in networks for name, fields in weighed.items()},
+        "memory kept": {f"{network}, {name}, {'kept' if keep else 'left'}": partial(seconds_with_memory, setting(network, **VARIANTS[name]), keep, 3)
+                        for network in ([] if small else networks[:2]) for name in ("reference", OURS[faster_precision()]) for keep in (False, True)},
         "noise": {"": partial(seconds_in_turn, noise_variants(), repeats)},
         "precision": {f"{network}, {name}": partial(precision_errors, network, name) for network in (DEPTHS[:1] if small else DEPTHS) for name in PRECISIONS},
     }
@@ -231,9 +239,9 @@ def time_everything(
     "Time all tasks, in a process of one thread; a record."
     tasks = comparison_tasks(networks, repeats, small, compiled) | growth_tasks(small)
     identity = timing_identity(networks, repeats, small)
-    record = {"run_id": run_id(identity), "identity": identity, "versions": versions()}
+    record = {"run_id": run_id(identity), "identity": identity, "versions": versions(), "commit": commit()}
     with tqdm(total=sum(map(len, tasks.values())), unit="timing") as bar, one_thread():
-        record["rates"] = {precision: product_rate(2.0, precision) for precision in PRECISIONS}
+        record["rates"] = best_rates(0.1 if small else 1.0)
         for kind, group in tasks.items():
             bar.set_description(kind)
             record[kind] = {name: (task(), bar.update())[0] for name, task in group.items()}
