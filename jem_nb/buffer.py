@@ -92,7 +92,7 @@ class ReplayBuffer:
 
     def remember(self, puts: int) -> None:
         "Keep what the last so many puts will have overwritten, so that they can be undone."
-        self.overwritten = deque(maxlen=puts)
+        self.overwritten = deque(self.overwritten, maxlen=puts)
 
     def undo(self, puts: int) -> None:
         "Take back the last so many puts; raises ValueError where fewer are remembered."
@@ -109,7 +109,7 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         "Everything that a continuation needs: the images and the generator's state."
-        return {"images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts}
+        return {"images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts, "overwritten": list(self.overwritten)}
 
     def load_state_dict(self, state: dict) -> None:
         "Continue exactly where `state_dict` was taken."
@@ -118,4 +118,4 @@ class ReplayBuffer:
         self.images = state["images"].to(self.images)
         self.generator.set_state(state["generator"])
         self.puts = state["puts"]
-        self.overwritten.clear()
+        self.overwritten = deque(state["overwritten"], maxlen=max(self.overwritten.maxlen, len(state["overwritten"])))

@@ -47,6 +47,8 @@ def check_ranges(config: Any) -> None:  # of `62_configuration`, a RunConfig
     for name, low in MINIMUM.items():
         if (value := getattr(config, name)) < low:
             raise ValueError(f"{name} is {value}: expected at least {low}")
+    if config.evaluation_noise is not None and config.evaluation_noise < 0:
+        raise ValueError(f"evaluation_noise is {config.evaluation_noise}: expected at least 0, or None for that of training")
     for name in ("learning_rate", "gap_bound", "loss_bound", "spread_bound"):
         if (value := getattr(config, name)) is not None and value <= 0:
             raise ValueError(f"{name} is {value}: expected a positive number")

@@ -40,6 +40,7 @@ class RunConfig:
     pad: int = 4  # pixels of random shift
     flip: bool = True
     data_noise: float = 0.03  # standard deviation, in the pixel range of [-1, 1]
+    evaluation_noise: float | None = None  # of validation images; None: that of training
     plain_marginal: bool = False  # p(x) sees its images without shift, flip and noise
     without_classes: tuple[str, ...] = ()
     tile_size: int | None = None  # pixels of an aerial image that make one sample, a multiple of image_size; None: image_size
@@ -126,6 +127,10 @@ class RunConfig:
     @property
     def iterations_per_epoch(self) -> int:
         return self.train_images // self.batch_size
+
+    @property
+    def noise_of_evaluation(self) -> float:
+        return self.data_noise if self.evaluation_noise is None else self.evaluation_noise
 
     @property
     def pixels(self) -> int:  # of a map of energies; 1 for a classifier

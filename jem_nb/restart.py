@@ -67,7 +67,8 @@ class Restart(Callback):
     def before_training(self, trainer: Trainer) -> None:
         if self.policy.restarts:
             trainer.buffer.remember(2 * self.states.maxlen * self.policy.save_every)  # p(x) and p(x, y) put chains back each
-            self.states.append(trainer.state_dict())
+            if not self.states:  # some come with a checkpoint
+                self.states.append(trainer.state_dict())
 
     def after_iteration(self, trainer: Trainer) -> None:
         if len(self.events) < self.policy.restarts and trainer.iteration % self.policy.save_every == 0:
@@ -110,7 +111,8 @@ class Restart(Callback):
                 self.states.popleft()
 
     def state_dict(self) -> dict:
-        return {"events": self.events, "executed": self.executed, "seconds": self.seconds}
+        return {"events": self.events, "executed": self.executed, "seconds": self.seconds, "states": list(self.states)}
 
     def load_state_dict(self, state: dict) -> None:
         self.events, self.executed, self.seconds = list(state["events"]), list(state["executed"]), dict(state["seconds"])
+        self.states.extend(state["states"])

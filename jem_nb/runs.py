@@ -24,7 +24,7 @@ from torch import Tensor
 from .autocorrelation import correlogram
 from .batches import Batches, named_generator, to_pixels
 from .buffer import ReplayBuffer
-from .callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots, finite_or_none, five_digits
+from .callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots, five_digits
 from .configuration import RunConfig
 from .datasets import ImageDataset, load_dataset
 from .divergence import side_that_ran
@@ -32,7 +32,7 @@ from .evaluation import evaluate, matrices_of_tiles
 from .landscape import energy_landscape, sample_sheet
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
-from .records import read_record, repository_root, require_writable, run_folder, write_bytes, write_json
+from .records import finite_or_none, read_record, repository_root, require_writable, run_folder, write_bytes, write_json
 from .reference import ReferenceTrainer
 from .restart import Restart
 from .segmentation_metrics import bootstrap_interval, f1_scores, mean_iou, pixel_accuracy
@@ -71,7 +71,7 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
         batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise),
-        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.data_noise, config.precision) | sample_distance(config, buffer, train),
+        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision) | sample_distance(config, buffer, train),
         optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2)),
         schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), plain_marginal=config.plain_marginal,
         evaluate_every=config.evaluate_every,
@@ -113,7 +113,7 @@ def make_record(
 # %% ../nbs/64_runs.ipynb #df652d30
 def segmentation_scores(config: RunConfig, trainer: Trainer, validation: ImageDataset) -> dict:  # JSON types
     "At the end of a run: the confusion matrix, F1 by class, intervals over blocks of ground, and the accuracy on the first few images alone."
-    matrices = matrices_of_tiles(trainer.evaluated, validation.images, validation.labels, config.seed, config.data_noise, config.precision)
+    matrices = matrices_of_tiles(trainer.evaluated, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision)
     blocks = np.arange(len(matrices)) if validation.blocks is None else validation.blocks
     intervals = {f"{name}_interval": [five_digits(float(limit)) for limit in bootstrap_interval(matrices, blocks, metric, np.random.default_rng(config.seed))]
                  for name, metric in (("miou", mean_iou), ("accuracy", pixel_accuracy))}
@@ -214,4 +214,5 @@ def run(
     if trainer.stopped and last.seen:
         write_bytes(folder / "ending.jpg", sample_sheet(last.images(), last.chains, "JPEG"))
     write_json(folder / "result.json", record)  # last: its presence says that the run is finished
+    checkpoints.finish()
     return read_record(folder)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .speed import growth_exponent, ratio_with_spread
 from .styles import STYLE, add_title, new_panels
 
-VARIANT_COLORS = {"reference": "#000000", "float32": "#0072B2", "float32, 32 at once": "#56B4E9", "bfloat16": "#E69F00", "bfloat16, 32 at once": "#B07A00"}
+VARIANT_COLORS = {"reference": "#000000", "float32": "#0072B2", "float32, 32 at once": "#56B4E9", "bfloat16": "#E69F00", "bfloat16, 64 at once": "#B07A00"}
 PART_COLORS = {"chain": "#0072B2", "training pass": "#56B4E9", "optimizer": "#009E73", "buffer": "#E69F00", "data": "#D55E00", "bookkeeping": "#999999"}
 PRECISION_COLORS = {"float32": "#0072B2", "bfloat16": "#E69F00"}
 
@@ -141,7 +141,7 @@ def _seconds_axis(panel: plt.Axes, label: str) -> None:
 # %% ../nbs/73_speed_figures.ipynb #7a20b09b
 @plt.rc_context(STYLE)
 def plot_quality(
-    runs: pd.DataFrame,  # one row a run: recipe, seed, reached, seconds, forward_passes; in the order of recipes
+    runs: pd.DataFrame,  # one row a run: recipe, seed, reached, seconds, seconds_accurate; in the order of recipes
     curves: Mapping[str, Sequence[pd.DataFrame]],  # by recipe, each run's evaluations: seconds, accuracy, sample_distance
     accuracy: float,  # percent, the goal
     distance: float,  # the goal, squared pixel range
@@ -166,7 +166,8 @@ def plot_quality(
     axes[0, 2].set(yticks=range(len(curves)), yticklabels=[f"{recipe}, {runs[runs['recipe'] == recipe]['reached'].sum()} of {(runs['recipe'] == recipe).sum()}" for recipe in curves])
     axes[0, 2].invert_yaxis()
     first, *others = curves
-    best = medians.drop(first, errors="ignore")
-    text = f"{best.idxmin()} reaches the goal in {medians[first] / best.min():.1f} times fewer seconds than {first}" if len(best) and first in medians else "Not every recipe reached the goal"
-    add_title(figure, text)
+    seconds = runs.groupby("recipe", sort=False)["seconds_accurate"].agg(lambda values: values.fillna(np.inf).median())
+    reached = ", ".join(f"{int(runs.loc[runs['recipe'] == recipe, 'reached'].sum())}" for recipe in curves)
+    text = ", ".join(f"{recipe} {seconds[first] / seconds[recipe]:.1f}" for recipe in others if np.isfinite(seconds[first]) and np.isfinite(seconds[recipe]))
+    add_title(figure, (f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else "") + f"The whole goal was met by {reached} runs")
     return figure

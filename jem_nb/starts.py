@@ -9,23 +9,23 @@ __all__ = ['ClassGaussians']
 import torch
 from torch import Tensor
 
-from .batches import to_pixels
-
 # %% ../nbs/31_starts.ipynb #8fce288b
 class ClassGaussians:
     "A Gaussian of low rank for each class of training images; drawing from it starts chains."
 
     def __init__(
         self,
-        images: Tensor,  # uint8 [N, C, H, W]
+        images: Tensor,  # in [-1, 1], [N, C, H, W]
         labels: Tensor,  # int64 [N], from 0 to the number of classes - 1; each class must have an image
         rank: int = 32,  # principal axes of a class; fewer where it has fewer images
     ):
         if rank < 1:
             raise ValueError(f"rank is {rank}: expected at least 1")
+        if not images.is_floating_point():
+            raise ValueError(f"images are of type {images.dtype}: expected pixels in [-1, 1], see `to_pixels`")
         self.means, self.axes = [], []  # each [C, H, W], and [rank, C, H, W] with the length of a standard deviation
         for label in range(int(labels.max()) + 1):
-            pixels = to_pixels(images[labels == label])
+            pixels = images[labels == label]
             if len(pixels) == 0:
                 raise ValueError(f"class {label} has no image: expected at least one of each class")
             mean = pixels.mean(0)

@@ -23,6 +23,7 @@ from .evaluation import device_of
 from .metrics import sample_statistics
 from .objective import Objective
 from .precision import working_precision
+from .records import finite_or_none
 from .sgld import LangevinSampler
 
 # %% ../nbs/55_training.ipynb #9bcd4c90
@@ -246,7 +247,8 @@ class Trainer(TrainingState):
 
     def _evaluate(self) -> None:
         spent = {"seconds": round(self.seconds, 3), "image_passes": round(self.passes)}
-        self.evaluations.append({"epoch": self.epoch} | self.validation(self.evaluated) | spent)
+        scores = {name: finite_or_none(value) if isinstance(value, float) else value for name, value in self.validation(self.evaluated).items()}
+        self.evaluations.append({"epoch": self.epoch} | scores | spent)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
