@@ -11,6 +11,7 @@ __all__ = ['repository_root', 'data_folder', 'cache_folder', 'write_bytes', 'wri
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile

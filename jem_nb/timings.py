@@ -171,7 +171,7 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
 
     def alone(network: str, precision: str) -> dict[str, float]: return convolution_seconds(network, precision, *((8, 16, 1) if small else ()))
     def parts(network: str, variant: str) -> dict[str, float]: return seconds_by_part(speed_trainer(setting(network, **VARIANTS[variant])), 2)
-    weighed = {} if small else {name: VARIANTS[name] for name in ("reference", "float32", "bfloat16", *OURS.values())}
+    weighed = {} if small else {name: VARIANTS[name] for name in ("reference", *OURS.values())}
     return {
         "iterations": {network: partial(time_iterations, setting(network), max(fewer(network), repeats - 1), fewer(network)) for network in networks},
         "steps": {network: partial(steps, network) for network in networks},
@@ -179,7 +179,7 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
         "convolutions bfloat16": {network: partial(alone, network, "bfloat16") for network in networks},
         "parts": {network: partial(parts, network, OURS["float32"]) for network in networks},
         "parts bfloat16": {network: partial(parts, network, OURS["bfloat16"]) for network in networks},
-        "memory": {f"{network}, {name}": partial(peak_memory, setting(network, steps=2, **fields), 2, 3) for network in networks for name, fields in weighed.items()},
+        "memory": {f"{network}, {name}": partial(peak_memory, setting(network, steps=2, **fields), 2, min(3, fewer(network))) for network in networks for name, fields in weighed.items()},
         "memory kept": {f"{network}, {name}, {'kept' if keep else 'left'}": partial(seconds_with_memory, setting(network, **VARIANTS[name]), keep, 3)
                         for network in ([] if small else networks[:2]) for name in ("reference", OURS[faster_precision()]) for keep in (False, True)},
         "noise": {"": partial(seconds_in_turn, noise_variants(), repeats)},
