@@ -18,6 +18,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_regularization": {"dataset": "eurosat"},
     "exp_speed": {"time_anew": False},
     "exp_time_to_quality": {"dataset": "eurosat"},
+    "what_now": {},  # last, for it reads the tables of the others
 }
 
 
@@ -98,7 +99,8 @@ def rebuild(work: str) -> list[str]:
     environment = os.environ | {"JEM_ROOT": str(copy), "PYTHONPATH": str(copy)}
     environment.pop("JEM_DATA", None)  # records are enough
     for name, parameters in PUBLISHED.items():
-        options = [part for key, value in (parameters | {"publish": True, "train_missing": False}).items() for part in ("-p", key, str(value))]
+        records_only = {"train_missing": False} if name.startswith("exp_") else {}
+        options = [part for key, value in (parameters | records_only | {"publish": True}).items() for part in ("-p", key, str(value))]
         subprocess.run(["papermill", "--no-progress-bar", f"nbs/{name}.ipynb", f"{work}/{name}.ipynb", *options], cwd=copy, check=True, env=environment)
     return [problem for path in published(ROOT) | published(copy) for problem in difference(ROOT / path, copy / path)]
 

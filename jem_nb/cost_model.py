@@ -72,10 +72,10 @@ def run_flop(config: RunConfig) -> float:
     return config.epochs * config.iterations_per_epoch * iteration_flop(config)
 
 # %% ../nbs/63_cost_model.ipynb #e168d53d
-PRODUCT_RATES = {"float32": 9.46154e+10, "bfloat16": 2.14249e+11}  # floating point operations a second of a matrix product, on the machine of the coefficients
+PRODUCT_RATES = {"float32": 1.00298e+11, "bfloat16": 2.12396e+11}  # floating point operations a second of a matrix product, on the machine of the coefficients
 COEFFICIENTS = {  # seconds for each operation, number written, and layer called, by precision
-    "float32": (7.40954e-12, 1.05835e-09, 6.68427e-05),
-    "bfloat16": (3.80521e-12, 5.49148e-10, 0.00019092),
+    "float32": (7.5155e-12, 9.28985e-10, 9.17367e-05),
+    "bfloat16": (3.65548e-12, 6.4066e-10, 0.000183743),
 }
 
 
@@ -105,7 +105,7 @@ def iteration_features(config: RunConfig, bands: int = 3, classes: int = 10) -> 
 def predicted_seconds(config: RunConfig, rate: float | None = None) -> float:  # of processor time, on one thread
     "What an iteration takes on this machine, by the model; `rate` is that of matrix products in the run's precision, measured if None."
     terms = zip(COEFFICIENTS[config.precision], iteration_features(config))
-    return sum(coefficient * feature for coefficient, feature in terms) * PRODUCT_RATES[config.precision] / (rate or product_rate(precision=config.precision))
+    return sum(coefficient * feature for coefficient, feature in terms) * PRODUCT_RATES[config.precision] / (rate or best_rates()[config.precision])
 
 # %% ../nbs/63_cost_model.ipynb #174b6371
 def best_rates(seconds: float = 0.1) -> dict[str, float]:  # floating point operations a second, by precision
