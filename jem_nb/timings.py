@@ -128,7 +128,8 @@ def growth_configs(side: int = 32, width: int = 32, steps: int = 5) -> list[tupl
 def time_config(config: RunConfig, repeats: int = 2) -> dict:  # JSON types
     "Seconds of an iteration, and what the cost model needs to predict them."
     seconds = seconds_in_turn({"": partial(iterate, speed_trainer(config))}, repeats)[""]
-    return {"config": config.as_json(), "seconds": seconds, "features": list(iteration_features(config))}
+    changed = {name: value for name, value in config.identity.items() if name != "revision"}  # enough to make it again, and small
+    return {"config": changed, "seconds": seconds, "features": list(iteration_features(config))}
 
 # %% ../nbs/69_timings.ipynb #9bc59f82
 def time_sweep(config: RunConfig, runs: int = 4, workers: Sequence[int] = (1, 2)) -> dict[str, float]:  # wall seconds by number of processes
