@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -125,7 +126,8 @@ def _in_a_process(function: str, config: RunConfig, *arguments: object) -> dict 
 
 def peak_memory(config: RunConfig, iterations: int = 2, processes: int = 1) -> dict[str, float]:  # MiB: before and peak
     "Memory of a process that trains some iterations; of several, the one with the median peak, for peaks differ by a tenth."
-    weighed = [_in_a_process("_report_memory", config, iterations) for _ in range(processes)]
+    with ThreadPoolExecutor(2) as pool:  # memory does not mind a neighbour
+        weighed = list(pool.map(lambda _: _in_a_process("_report_memory", config, iterations), range(processes)))
     return sorted(weighed, key=lambda memory: memory["peak"])[processes // 2]
 
 
