@@ -156,11 +156,11 @@ def plot_quality(
         panel.axhline(goal, color="0.4", lw=0.8, ls="--")
         panel.set_ylabel(label)
         _seconds_axis(panel, "seconds of one core")
-    medians = runs[runs["reached"]].groupby("recipe", sort=False)["seconds"].median()
+    medians = runs.groupby("recipe", sort=False)["seconds"].agg(lambda values: values.fillna(np.inf).median())  # over all runs
     for row, recipe in enumerate(curves):
         some = runs[runs["recipe"] == recipe]
         axes[0, 2].plot(some["seconds"], np.full(len(some), row), "o", color=colors[recipe], markersize=4)
-        if recipe in medians:
+        if np.isfinite(medians[recipe]):
             axes[0, 2].plot([medians[recipe]] * 2, [row - 0.3, row + 0.3], color=colors[recipe], lw=1.5)
     _seconds_axis(axes[0, 2], "seconds of one core to the goal")
     axes[0, 2].set(yticks=range(len(curves)), yticklabels=[f"{recipe}, {runs[runs['recipe'] == recipe]['reached'].sum()} of {(runs['recipe'] == recipe).sum()}" for recipe in curves])
