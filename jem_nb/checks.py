@@ -94,6 +94,8 @@ def check_work(config: Any) -> None:  # of `62_configuration`, a RunConfig
         raise ValueError(f"buffer_size is {config.buffer_size}: expected at least {chains}, the chains of a batch")
     if config.average_decay is not None and config.normalization in ("batch", "spectral"):
         raise ValueError(f"average_decay with normalization {config.normalization!r}, which has a memory beside the weights: expected 'none' or 'group', or no average")
+    if config.restarts and not (config.marginal_weight or config.joint_weight):
+        raise ValueError(f"restarts is {config.restarts} without a generative loss, so there is no gap to watch: expected restarts=0, or a positive marginal_weight")
     if config.restarts and config.coarse_epochs:
         raise ValueError(f"restarts is {config.restarts} with coarse_epochs {config.coarse_epochs}: a run cannot go back to before its chains were enlarged; expected one of them to be 0")
 

@@ -98,6 +98,7 @@ class RunConfig:
     # when to go back, see `restart`
     restarts: int = 0  # at most
     remedy: str = "same"
+    rate_floor: float = 0.0  # share of the learning rate below which "lower rate" does not go
     alarm_deviation: float = 0.3
     alarm_outliers: int = 15
     alarm_window: int = 10
@@ -159,7 +160,9 @@ class RunConfig:
         return Descent(self.gradient_norm_clip, self.sharpness, self.average_decay)
 
     def restart_policy(self) -> RestartPolicy:
-        return RestartPolicy(self.restarts, self.alarm_deviation * self.energy_scale, self.alarm_outliers, self.alarm_window, self.alarm_outlier_window, self.jump_size, self.save_every, self.remedy)
+        return RestartPolicy(
+            self.restarts, self.alarm_deviation * self.energy_scale, self.alarm_outliers, self.alarm_window, self.alarm_outlier_window,
+            self.jump_size, self.save_every, self.remedy, self.rate_floor)
 
     def schedule(self) -> Schedule:
         return Schedule(self.learning_rate, self.warmup_iterations, self.decay_epochs, self.decay_factor)

@@ -32,11 +32,14 @@ class RestartPolicy:
     jump_size: int = 30  # saved states
     save_every: int = 1  # iterations from one saved state to the next
     remedy: str = "same"  # one of REMEDIES
+    rate_floor: float = 0.0  # share of the learning rate below which "lower rate" does not go
 
     def __post_init__(self):
         for name, low in (("restarts", 0), ("deviation_threshold", 0), ("outlier_threshold", 0), ("window", 2), ("outlier_window", 2), ("jump_size", 1), ("save_every", 1)):
             if not (value := getattr(self, name)) >= low:
                 raise ValueError(f"{name} is {value}: expected at least {low}")
+        if not 0 <= self.rate_floor <= 1:
+            raise ValueError(f"rate_floor is {self.rate_floor}: expected a share from 0 to 1")
         if self.remedy not in REMEDIES:
             raise ValueError(f"remedy is {self.remedy!r}: expected one of {', '.join(map(repr, REMEDIES))}")
 
@@ -101,7 +104,7 @@ class Restart(Callback):
 
     def _change(self, trainer: Trainer) -> None:
         if self.policy.remedy == "lower rate":
-            trainer.rate_factor *= 0.3
+            trainer.rate_factor = max(self.policy.rate_floor, 0.3 * trainer.rate_factor)
         elif self.policy.remedy == "more steps":
             steps = trainer.sampler.steps
             trainer.sampler = replace(trainer.sampler, steps=steps + steps // (len(self.events) + 1))
