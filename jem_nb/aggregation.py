@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGGREGATIONS', 'NUMBERED_AGGREGATIONS', 'AGGREGATION_NAMES', 'TYPICAL_CORRELATION', 'AUTOCORRELATIONS',
            'smoothed_sum', 'pooled', 'trimmed_mean', 'aggregation_rule', 'aggregate', 'image_energy', 'energy_function',
-           'energy_scale', 'autocorrelation_mismatch']
+           'energy_scale', 'energies_of_sides', 'autocorrelation_mismatch']
 
 # %% ../nbs/27_aggregation.ipynb #f8436283
 import math
@@ -96,6 +96,18 @@ def energy_scale(
     typical = ((1 - TYPICAL_CORRELATION) / (1 + TYPICAL_CORRELATION)) ** 2
     growth = {"sum": 1.0, "smooth": 1.0, "effective": typical}.get(aggregation.partition("-")[0], 0.0)
     return max(1.0, growth * pixels)
+
+# %% ../nbs/27_aggregation.ipynb #65ee0ceb
+def energies_of_sides(
+    real: Tensor,  # pixel energies [B, H, W], or energies [B]
+    generated: Tensor,  # [B', H, W] or [B']
+    aggregation: str = "sum",
+) -> tuple[Tensor, Tensor]:  # [B], [B']
+    "Energies of real and of generated images whose difference no constant in the logits can change."
+    if aggregation != "effective" or real.ndim == 1:
+        return aggregate(real, aggregation), aggregate(generated, aggregation)
+    size = effective_size(torch.cat([real, generated]).detach()).mean()
+    return size * real.mean((1, 2)), size * generated.mean((1, 2))
 
 # %% ../nbs/27_aggregation.ipynb #14ae64ef
 AUTOCORRELATIONS = {"moran": morans_i, "geary": gearys_c}

@@ -38,7 +38,7 @@ def check_types(config: Any) -> None:  # of `62_configuration`, a RunConfig
 MINIMUM = {  # smallest values that make sense
     "image_size": 8, "block_size": 1, "buffer_distance": 0, "train_images": 1, "validation_images": 1, "pad": 0, "data_noise": 0,
     "step_size": 0, "chain_noise": 0, "buffer_size": 1, "epochs": 1, "batch_size": 1, "evaluate_every": 1,
-    "warmup_iterations": 0, "decay_factor": 0, "data_seed": 0, "seed": 0,
+    "warmup_iterations": 0, "decay_factor": 0, "data_seed": 0, "block_seed": 0, "seed": 0,
 }
 
 # %% ../nbs/61_checks.ipynb #da5716c3
@@ -110,7 +110,7 @@ def check_segmentation(config: Any) -> None:  # of `62_configuration`, a RunConf
     if maps:
         check_size(torch.empty(0, 1, config.image_size, config.image_size))
         others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": ()}
-        others |= {"images_at_once": None} if config.dice_weight or config.autocorrelation_weight else {}
+        others |= {"images_at_once": None} if config.dice_weight or config.autocorrelation_weight or config.aggregation == "effective" else {}
     for name, value in others.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r} with network {config.network!r}, for {'segmentation' if maps else 'classification'}: expected {value!r}")

@@ -46,6 +46,7 @@ class RunConfig:
     tile_size: int | None = None  # pixels of an aerial image that make one sample, a multiple of image_size; None: image_size
     block_size: float = BLOCK_SIZE  # metres, of the blocks by which aerial images are split
     buffer_distance: float = BUFFER  # metres that training images keep from validation images
+    block_seed: int = 0  # of the choice of blocks that validate
     # network
     network: str = "wrn-28-10"
     activation: str = "leaky_relu"
@@ -148,7 +149,8 @@ class RunConfig:
     def objective(self) -> Objective:
         return Objective(
             self.classification_weight, self.marginal_weight, self.joint_weight, self.regularizer, self.regularizer_weight / self.energy_scale, self.reduction,
-            self.aggregation, self.generation_loss, self.dice_weight, self.autocorrelation_weight, self.autocorrelation)
+            self.aggregation, self.generation_loss, self.dice_weight, self.autocorrelation_weight, self.autocorrelation,
+            energy_scale=self.energy_scale)
 
     def sampler(self) -> LangevinSampler:
         return LangevinSampler(self.steps, self.step_size * self.pixels / self.energy_scale, self.chain_noise, self.chain_clamp, self.gradient_clamp, self.moves)

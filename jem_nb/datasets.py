@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'RGB', 'VALIDATION_SHARE', 'BLOCK_SIZE', 'BUFFER', 'ImageDataset', 'balanced_subset', 'splits_of',
-           'has_maps', 'load_dataset']
+           'has_maps', 'split_ground', 'load_dataset']
 
 # %% ../nbs/14_datasets.ipynb #38fbf79d
 import functools
@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import IGNORED
-from .blocks import DROPPED, TRAIN, VALIDATION, block_split
+from .blocks import DROPPED, TRAIN, VALIDATION, BlockSplit, block_split
 from .canvas import PIXEL_CLASSES
 from .cifar10 import CIFAR10_CLASSES, load_cifar10
 from .eurosat import EUROSAT_CLASSES, load_eurosat, random_split, spatial_split
 from .records import data_folder, did_you_mean
 from .scenes import SCENE_BANDS, SCENE_CLASSES, make_scenes
 from .tile_description import find_description
-from .tiles import read_tiles
+from .tiles import Tiles, ground_pieces, read_tiles
 
 # %% ../nbs/14_datasets.ipynb #a19ca94d
 @dataclass(frozen=True, eq=False)
@@ -140,9 +140,17 @@ def has_maps(name: str) -> bool:
     return name == "scene_maps" or "blocks" in splits_of(name)
 
 # %% ../nbs/14_datasets.ipynb #31797593
-VALIDATION_SHARE = 0.25  # of all samples
+VALIDATION_SHARE = 0.25  # of the pieces of ground
 BLOCK_SIZE = 1000.0  # metres
 BUFFER = 100.0  # metres
+
+
+def split_ground(
+    tiles: Tiles, block_size: float = BLOCK_SIZE, buffer: float = BUFFER, seed: int = 0,  # in metres; `seed` of the choice of blocks
+) -> tuple[BlockSplit, np.ndarray]:  # of the pieces of ground, and the piece of each sample, int64 `[N]`
+    "The division of the ground under samples, the same for samples of any size; `write_split` publishes it."
+    bounds, names, piece_of = ground_pieces(tiles, block_size)
+    return block_split(bounds, tiles.crs, block_size, buffer, VALIDATION_SHARE, seed, names), piece_of
 
 
 def _tiled(
@@ -151,11 +159,12 @@ def _tiled(
     "All samples of described GeoTIFFs, and the indices for training and for validation."
     description = find_description(name, folder)
     tiles = read_tiles(description, image_size if tile_size is None else tile_size, image_size)
-    split = block_split(tiles.bounds, tiles.crs, block_size, buffer, VALIDATION_SHARE, seed, tiles.names)
-    parts = split.indices(TRAIN), split.indices(VALIDATION)
-    origin = {"name": Path(name).name} | tiles.provenance | {"block_size": block_size, "buffer": buffer}
-    origin["split_images"] = {role: len(split.indices(role)) for role in (TRAIN, VALIDATION, DROPPED)}
-    blocks = np.unique(split.blocks, axis=0, return_inverse=True)[1].reshape(-1)
+    split, piece_of = split_ground(tiles, block_size, buffer, seed)
+    found = {role: np.flatnonzero(split.roles[piece_of] == role) for role in (TRAIN, VALIDATION, DROPPED)}
+    origin = {"name": Path(name).name} | tiles.provenance | {"block_size": block_size, "buffer": buffer, "block_seed": seed}
+    origin["split_images"] = {role: len(indices) for role, indices in found.items()}
+    blocks = np.unique(split.blocks, axis=0, return_inverse=True)[1].reshape(-1)[piece_of]
+    parts = found[TRAIN], found[VALIDATION]
     return ImageDataset(Path(name).name, tiles.images, tiles.labels, description.classes, tuple(description.bands), origin, blocks), parts
 
 
@@ -212,6 +221,7 @@ def load_dataset(
     tile_size: int | None = None,  # pixels of a GeoTIFF that make one image, a multiple of `image_size`; None for the same
     block_size: float = BLOCK_SIZE,  # metres along the blocks of the split; for aerial images
     buffer: float = BUFFER,  # metres that training keeps from validation; for aerial images
+    block_seed: int = 0,  # of the choice of blocks that validate; for aerial images
 ) -> tuple[ImageDataset, ImageDataset]:  # for training, for validation
     "A data set for training and one for validation, with no image in both."
     split = split or splits_of(name)[0]
@@ -227,7 +237,7 @@ def load_dataset(
     else:
         folder = data_folder() if folder is None else Path(folder)
         if split == "blocks":
-            whole, parts = _tiled(name, image_size, tile_size, block_size, buffer, seed, folder)
+            whole, parts = _tiled(name, image_size, tile_size, block_size, buffer, block_seed, folder)
         else:
             whole, parts = _without(*_archived(name, image_size, split, seed, folder), without)
         chosen = []

@@ -51,11 +51,15 @@ def map_sheet(
     maps: Sequence[Tensor],  # integers [N, H, W] each, such as truth and predictions
     classes: Sequence[str],
 ) -> bytes:  # a PNG file
-    "Images in a row, and below them their maps, row by row."
-    shown = to_bytes(images.nan_to_num().cpu())[:, :3].expand(-1, 3, -1, -1)
+    "Images in a row, in 128 colours, and below them their maps, row by row."
+    strip = to_bytes(images.nan_to_num().cpu())[:, :3].expand(-1, 3, -1, -1)
+    # few colours make a small file, which lies beside a record
+    few = Image.fromarray(np.hstack(strip.permute(0, 2, 3, 1).numpy())).quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
+    shown = torch.from_numpy(np.stack(np.hsplit(np.asarray(few), len(strip)))).permute(0, 3, 1, 2)
     rows = torch.stack([shown, *(colour_maps(labels.cpu(), classes) for labels in maps)])  # [rows, N, 3, H, W]
     count, number, _, height, width = rows.shape
     sheet = rows.permute(0, 3, 1, 4, 2).reshape(count * height, number * width, 3).numpy()
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(sheet)).save(file, format="PNG", optimize=True)
+    # with those of the classes they still fit into a palette, where every colour stays exact
+    Image.fromarray(np.ascontiguousarray(sheet)).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
     return file.getvalue()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .aggregation import AUTOCORRELATIONS, aggregate, aggregation_rule, autocorrelation_mismatch, image_energy
+from .aggregation import AUTOCORRELATIONS, aggregation_rule, autocorrelation_mismatch, energies_of_sides, image_energy
 from .arrays import IGNORED
 from .energy import energy_of_logits
 from .layers import choice
@@ -44,6 +44,7 @@ class Objective:
     dice_weight: float = 0.0  # of the Dice loss beside CE, for segmentation; see `dice_loss`
     autocorrelation_weight: float = 0.0  # gamma, of the mismatch between energy maps of real and generated images, for segmentation
     autocorrelation: str = "moran"  # the measure of it, see `autocorrelation_mismatch`
+    energy_scale: float = 1.0  # of an image's energy against a pixel's, see `aggregation`; where the bounded loss bends
 
     def __post_init__(self):
         generation_losses(torch.zeros(1), torch.zeros(1), self.generation_loss)
@@ -91,9 +92,11 @@ class Objective:
         means = {}
         if self.marginal_weight:
             maps = {side: energy_of_logits(logits[name]) for side, name in (("real", real), ("generated", "generated"))}
-            energies = {side: aggregate(of_pixels, self.aggregation) for side, of_pixels in maps.items()}
+            if self.aggregation == "effective" and share(real) != 1:
+                raise ValueError(f"aggregation is 'effective' for a part of a batch (share {share(real):g}): it weights whole batches; process batches whole")
+            energies = dict(zip(maps, energies_of_sides(*maps.values(), self.aggregation)))
             means = {side: share(name) * energies[side].mean() for side, name in (("real", real), ("generated", "generated"))}
-            losses = generation_losses(energies["real"], energies["generated"], self.generation_loss)
+            losses = generation_losses(energies["real"], energies["generated"], self.generation_loss, self.energy_scale)
             terms["generation"] = self.marginal_weight * sum(share(name) * loss.mean() for name, loss in zip((real, "generated"), losses))
             terms["regularization"] = self.regularizer_weight * regularization(
                 self.regularizer, energies["real"], energies["generated"], batches[real], self.reduction, (share(real), share("generated")))
@@ -102,7 +105,7 @@ class Objective:
                     raise ValueError(f"autocorrelation_weight is {self.autocorrelation_weight} for a part of a batch (share {share(real):g}): it compares whole batches; process batches whole")
                 terms["autocorrelation"] = self.autocorrelation_weight * autocorrelation_mismatch(maps["real"], maps["generated"], self.autocorrelation)
         if self.joint_weight:
-            losses = generation_losses(*(image_energy(logits[name], given, self.aggregation) for name, given in sides), self.generation_loss)
+            losses = generation_losses(*(image_energy(logits[name], given, self.aggregation) for name, given in sides), self.generation_loss, self.energy_scale)
             terms["generation"] = terms["generation"] + self.joint_weight * sum(share(name) * loss.mean() for (name, _), loss in zip(sides, losses))
         total = self.classification_weight * terms["classification"] + terms["generation"] + terms["regularization"]
         if "autocorrelation" in terms:
@@ -159,11 +162,12 @@ def generation_losses(
     real: Tensor,  # energies of real images, `[B]`
     generated: Tensor,  # and of samples, `[B']`
     name: str = "contrastive",  # or "bounded"
+    scale: float = 1.0,  # s, of energies; 1 for those of a classifier
 ) -> tuple[Tensor, Tensor]:  # [B] and [B']; their means add up to L_GEN
-    "E(x) and -E(x'); or bounded below by 0: -log sigmoid(-E(x)) and -log sigmoid(E(x')), the binary cross entropy of real against generated (DAT, 2025)."
+    "E(x) and -E(x'); or bounded below by 0: -s log sigmoid(-E(x)/s) and -s log sigmoid(E(x')/s), for s = 1 the binary cross entropy of real against generated (DAT, 2025)."
     if name not in ("contrastive", "bounded"):
         raise ValueError(f"generation_loss is {name!r}: expected 'contrastive' or 'bounded'")
-    return (real, -generated) if name == "contrastive" else (F.softplus(real), F.softplus(-generated))
+    return (real, -generated) if name == "contrastive" else (scale * F.softplus(real / scale), scale * F.softplus(-generated / scale))
 
 # %% ../nbs/40_objective.ipynb #a7834106
 def one_pass(network: nn.Module, batches: dict[str, Tensor]) -> dict[str, Tensor]:
