@@ -9,6 +9,7 @@ __all__ = ['SNAPSHOT_EPOCHS', 'DivergenceWatch', 'History', 'five_digits', 'a_fe
 # %% ../nbs/56_callbacks.ipynb #62e4896a
 import json
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,14 +104,18 @@ class LastSamples(Callback):
 
 # %% ../nbs/56_callbacks.ipynb #c3208f65
 class Checkpoints(Callback):
-    "Save the whole state of a run after every epoch, so that a run that was cut off goes on where it was."
+    "Save the whole state of a run after an epoch, so that a run that was cut off goes on where it was."
 
-    def __init__(self, folder: Path, run_id: str, callbacks: Sequence[Callback]):  # those that have a state
-        self.folder, self.run_id, self.callbacks = folder, run_id, callbacks
+    def __init__(self, folder: Path, run_id: str, callbacks: Sequence[Callback], share: float = 0.05):  # those that have a state; how much of the time may go into saving
+        self.folder, self.run_id, self.callbacks, self.share = folder, run_id, callbacks, share
+        self.next = 0.0  # when, by the clock of this process
 
     def after_epoch(self, trainer: Trainer) -> None:
+        if (began := time.monotonic()) < self.next:
+            return  # of a run whose epochs are a moment long not every one is worth it
         state = {"run_id": self.run_id, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(), "callbacks": [callback.state_dict() for callback in self.callbacks]}
         save_checkpoint(self.folder, trainer.epoch, state)
+        self.next = (ended := time.monotonic()) + (ended - began) / self.share
 
     def resume(self, trainer: Trainer) -> bool:  # whether there was anything to go on from
         "Bring a trainer that has not begun to where the newest checkpoint was taken."
@@ -148,7 +153,7 @@ class ProgressBar(Callback):
         self.bar.close()
 
 # %% ../nbs/56_callbacks.ipynb #5a04fd86
-SNAPSHOT_EPOCHS = (1, 3, 6, 10, 30, 60, 100, 300, 600, 1000)
+SNAPSHOT_EPOCHS = (1, 3, 6, 10, 30, 100, 300, 1000)
 
 
 class Snapshots(Callback):

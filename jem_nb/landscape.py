@@ -61,6 +61,7 @@ def sample_sheet(
     images: Tensor,  # [N, C, H, W], in [-1, 1]; of the bands, the first three are shown
     columns: int = 4,
     kind: str = "PNG",  # or "JPEG", smaller and inexact
+    quality: int = 90,  # of a JPEG
 ) -> bytes:  # a picture file
     "Images side by side as one small picture."
     count, _, height, width = images.shape
@@ -71,5 +72,5 @@ def sample_sheet(
         top, left = height * (number // columns), width * (number % columns)
         sheet[top : top + height, left : left + width] = image
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, format=kind, optimize=True, quality=90)
+    Image.fromarray(sheet).save(file, format=kind, optimize=True, quality=quality)
     return file.getvalue()

@@ -8,6 +8,7 @@ __all__ = ['plot_scores', 'plot_sheets', 'plot_correlograms', 'plot_distances', 
 # %% ../nbs/78_segmentation_figures.ipynb #e948775b
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -100,6 +101,7 @@ def plot_correlograms(
 def plot_distances(
     records: Sequence[Mapping],  # finished records of runs on few images
     cases: Sequence[str],  # the case of each, "network, ..."
+    yardsticks: Mapping[str, float] = MappingProxyType({}),  # distances to compare with, by name
 ) -> Figure:
     "Distance of chains to the nearest training image against iterations, a panel for each case and a line for each run."
     names = list(dict.fromkeys(cases))
@@ -112,6 +114,9 @@ def plot_distances(
             panel.plot(*zip(*seen), color="#0072B2", linewidth=0.9)
             if record["status"] == "diverged":
                 panel.plot(record["iterations"], seen[-1][1], "x", color="#D55E00", markersize=5)
+        for name, distance in yardsticks.items():
+            panel.axhline(distance, color="black", linestyle=":", linewidth=0.9)
+            panel.text(1, distance, name, transform=panel.get_yaxis_transform(), ha="right", va="bottom", fontsize="small")
         panel.set_title(case)
     for panel in list(axes.flat)[len(names):]:
         panel.set_axis_off()

@@ -33,7 +33,8 @@ def segmentation_runs(
         last, died, end = record["evaluations"][-1], record["status"] == "diverged", np.array(record["segmentation"]["confusion"])
         seen = [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]]
         low, high = record["segmentation"]["miou_interval"]
-        at_end = {"ece": last["validation_ece"], "energy_real": abs(_last(record, "energy_real")), "chain_movement": _last(record, "chain_movement"), "f1": np.nanmean(f1_scores(end)), "miou_low": low, "miou_high": high}
+        at_end = {"ece": last["validation_ece"], "f1": np.nanmean(f1_scores(end)), "miou_low": low, "miou_high": high}
+        at_end |= {"energy_real": abs(_last(record, "energy_real")), "chain_movement": _last(record, "chain_movement")}
         # the buffer of a run without generative loss holds nothing but noise
         at_end |= {name: last.get(name) if record["config"]["marginal_weight"] else None for name in ("sample_distance", "nearest_distance", "correlogram_distance")}
         rows.append({
