@@ -41,6 +41,7 @@ class ReplayBuffer:
         shape = shape or tuple(self.images.shape)
         slots = torch.arange(shape[0], device=self.generator.device)
         self.images = self.fresh(shape, slots // (shape[0] // self.classes) if self.classes else None)
+        self.walked = torch.zeros(shape[0], dtype=torch.bool, device=self.generator.device)  # slots with a chain that has taken a step
         self.overwritten.clear()  # there is no way back from here
 
     def fresh(self, shape: tuple[int, ...], labels: Tensor | None = None) -> Tensor:  # uniform in [-1, 1] without `start`
@@ -89,6 +90,11 @@ class ReplayBuffer:
             self.overwritten.append((slots, self.images[slots]))
         self.puts += 1
         self.images[slots] = images.detach().to(self.images)
+        self.walked[slots] = True
+
+    def samples(self, count: int) -> Tensor:  # [at most count, C, H, W]; the first starts where no chain has walked
+        "The first images that chains have made, not those that still wait where they started."
+        return (self.images[self.walked] if self.walked.any() else self.images)[:count]
 
     def remember(self, puts: int) -> None:
         "Keep what the last so many puts will have overwritten, so that they can be undone."
@@ -109,7 +115,7 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         "Everything that a continuation needs: the images and the generator's state."
-        return {"images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts, "overwritten": list(self.overwritten)}
+        return {"images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts, "walked": self.walked.clone(), "overwritten": list(self.overwritten)}
 
     def load_state_dict(self, state: dict) -> None:
         "Continue exactly where `state_dict` was taken."
@@ -117,5 +123,5 @@ class ReplayBuffer:
             raise ValueError(f"buffer of shape {tuple(state['images'].shape)}: expected {tuple(self.images.shape)}; it belongs to another configuration")
         self.images = state["images"].to(self.images)
         self.generator.set_state(state["generator"])
-        self.puts = state["puts"]
+        self.puts, self.walked = state["puts"], state["walked"].to(self.walked)
         self.overwritten = deque(state["overwritten"], maxlen=max(self.overwritten.maxlen, len(state["overwritten"])))

@@ -170,7 +170,7 @@ class RunConfig:
         return Schedule(self.learning_rate, self.warmup_iterations, self.decay_epochs, self.decay_factor)
 
     def criterion(self) -> DivergenceCriterion:
-        return DivergenceCriterion(self.gap_bound * self.energy_scale, self.loss_bound, self.spread_bound)
+        return DivergenceCriterion(self.gap_bound * self.energy_scale, self.loss_bound * self.energy_scale, self.spread_bound)
 
 # %% ../nbs/62_configuration.ipynb #0b8335fa
 def _json(value):
