@@ -7,13 +7,13 @@ __all__ = ['REMEDIES', 'RestartPolicy', 'Restart']
 
 # %% ../nbs/59_restart.ipynb #d9b0b710
 import math
+import statistics
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from .callbacks import History
-from .divergence import warnings_of
 from .training import Callback, Trainer
 
 # %% ../nbs/59_restart.ipynb #cd7facf4
@@ -49,11 +49,15 @@ class RestartPolicy:
             return True
         latest = [abs(gap) for gap in gaps[-self.window :] if gap is not None]
         mean = sum(latest) / len(latest)
-        # most iterations are calm, and for those one deviation is enough to know; near the threshold the exact rule decides
-        if len(latest) < self.window or math.sqrt(sum((gap - mean) ** 2 for gap in latest) / self.window) < 0.999 * self.deviation_threshold:
+        # most iterations are calm, and for those one deviation is enough to know
+        if len(latest) < self.window or math.sqrt(sum((gap - mean) ** 2 for gap in latest) / self.window) < self.deviation_threshold:
             return False
-        recent = [float("nan") if gap is None else abs(gap) for gap in gaps[-max(self.window, self.outlier_window) :]]
-        return bool(warnings_of(recent, self.deviation_threshold, self.outlier_threshold, self.window, self.outlier_window)[-1])
+        recent = [abs(gap) for gap in gaps[-self.outlier_window :] if gap is not None]
+        if len(recent) < self.outlier_window:
+            return False
+        first, _, third = statistics.quantiles(recent, n=4, method="inclusive")
+        margin = 1.5 * (third - first)
+        return sum(gap < first - margin or gap > third + margin for gap in recent) >= self.outlier_threshold
 
 # %% ../nbs/59_restart.ipynb #543cdc52
 class Restart(Callback):
