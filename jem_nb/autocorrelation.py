@@ -27,7 +27,7 @@ def _variation(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [B, H, W], [B]
     centred = maps - maps.mean((1, 2), keepdim=True)
     power = centred.square().sum((1, 2))
     # rounding leaves a constant map with variation of its own size in units of the last place
-    varies = power > maps[0].numel() * (8 * torch.finfo(maps.dtype).eps * maps.detach().abs().amax((1, 2))).square()
+    varies = ~(power <= maps[0].numel() * (8 * torch.finfo(maps.dtype).eps * maps.detach().abs().amax((1, 2))).square())  # what is not finite varies, and its measure is NaN
     return centred, torch.where(varies, power, 1.0), varies
 
 

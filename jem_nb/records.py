@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['repository_root', 'data_folder', 'cache_folder', 'write_bytes', 'write_text', 'write_json', 'finite_or_none',
-           'run_id', 'runs_folder', 'run_folder', 'require_writable', 'read_record', 'collect', 'read_lines',
-           'did_you_mean']
+           'five_digits', 'run_id', 'runs_folder', 'run_folder', 'require_writable', 'read_record', 'collect',
+           'read_lines', 'did_you_mean']
 
 # %% ../nbs/00_records.ipynb #ff2989ed
 import difflib
@@ -92,6 +92,11 @@ def write_json(path: str | Path, content: object) -> Path:
 def finite_or_none(value: float) -> float | None:
     "JSON knows no NaN and no infinity."
     return value if math.isfinite(value) else None
+
+
+def five_digits(value: float | int | None) -> float | int | None:
+    "As many as a reader needs, and a small file."
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 # %% ../nbs/00_records.ipynb #e841a71b
 def run_id(
