@@ -39,7 +39,7 @@ def plot_scores(
             if own[column].notna().any():
                 panel.plot([own[column].mean()] * 2, [place - 0.32, place + 0.32], color=colors[case], linewidth=2)
         panel.set(xlabel=name, yticks=range(len(cases)), yticklabels=[f"{case} ({int(runs['died'][runs['case'] == case].sum())} of {(runs['case'] == case).sum()} died)" for case in cases])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(cases) - 0.4, -0.6)
     best = runs.groupby("case", sort=False)[next(iter(scores))].mean()
     if best.notna().any():
         add_title(figure, f"{runs['died'].sum()} of {len(runs)} runs died; the highest mean of {next(iter(scores.values()))} is {best.max():.1f} ({best.idxmax()})")
@@ -54,13 +54,18 @@ def plot_sheets(
     "Pictures side by side, their rows named."
     pictures = {title: np.asarray(Image.open(path).convert("RGB")) for title, (path, _) in sheets.items()}
     tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures.values())
-    width = min(3.0, 9.0 / len(pictures))
-    figure, axes = new_panels(1, len(pictures), (0.6 + width * len(pictures), 0.9 + width * tallest))
-    for panel, (title, (_, names)) in zip(axes[0], sheets.items()):
+    columns = min(6, len(pictures))
+    lines, width = -(-len(pictures) // columns), min(3.0, 9.0 / columns)
+    alike = len({tuple(names) for _, names in sheets.values()}) == 1  # then the rows are named once
+    figure, axes = new_panels(lines, columns, (0.6 + width * columns, 0.5 + lines * (0.4 + width * tallest)))
+    for place, (panel, (title, (_, names))) in enumerate(zip(axes.flat, sheets.items())):
         picture = pictures[title]
         height = picture.shape[0] / len(names)
         panel.imshow(picture, interpolation="nearest")
-        panel.set(title=title, xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=names)
+        shown = names if place % columns == 0 or not alike else [""] * len(names)
+        panel.set(title=title, xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=shown)
+    for panel in axes.flat[len(pictures):]:
+        panel.set_axis_off()
     if classes is not None:
         handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (*class_colours(classes), "black")]
         figure.legend(handles, [*classes, "no label"], loc="outside lower center", ncols=min(4, len(classes) + 1))
