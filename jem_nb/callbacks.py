@@ -101,8 +101,8 @@ class LastSamples(Callback):
 class Checkpoints(Callback):
     "Save the whole state of a run after an epoch, so that a run that was cut off goes on where it was."
 
-    def __init__(self, folder: Path, run_id: str, callbacks: Sequence[Callback], share: float = 0.05):  # those that have a state; how much of the time may go into saving
-        self.folder, self.run_id, self.callbacks, self.share = folder, run_id, callbacks, share
+    def __init__(self, folder: Path, run_id: str, callbacks: Sequence[Callback]):  # those that have a state
+        self.folder, self.run_id, self.callbacks = folder, run_id, callbacks
         self.next = 0.0  # when, by the clock of this process
 
     def after_epoch(self, trainer: Trainer) -> None:
@@ -110,7 +110,8 @@ class Checkpoints(Callback):
             return  # of a run whose epochs are a moment long not every one is worth it
         state = {"run_id": self.run_id, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(), "callbacks": [callback.state_dict() for callback in self.callbacks]}
         save_checkpoint(self.folder, trainer.epoch, state)
-        self.next = (ended := time.monotonic()) + (ended - began) / self.share
+        # so that saving takes a twentieth of the time at most
+        self.next = (ended := time.monotonic()) + 20 * (ended - began)
 
     def resume(self, trainer: Trainer) -> bool:  # whether there was anything to go on from
         "Bring a trainer that has not begun to where the newest checkpoint was taken."
