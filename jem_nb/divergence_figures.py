@@ -42,9 +42,16 @@ def plot_lifetimes(
         panel.legend(loc="upper left", borderpad=0.1, labelspacing=0.15)
     most = runs.groupby("panel")["case"].nunique().max()
     axes[0, 0].set(ylabel="share of runs alive", ylim=(-0.03, 1.06 + 0.13 * most))  # a strip above 1 for the legends, so that they hide nothing
-    medians = runs.groupby("case", sort=False)["iterations"].median()
-    add_title(figure, f"{runs['died'].sum()} of {len(runs)} runs diverged; median life from {medians.min():.0f} ({medians.idxmin()}) to {medians.max():.0f} iterations ({medians.idxmax()})")
+    add_title(figure, f"{runs['died'].sum()} of {len(runs)} runs diverged; median life {_median_lives(runs, planned)}")
     return figure
+
+
+def _median_lives(runs: pd.DataFrame, planned: int) -> str:
+    "The shortest and the longest median in words; one that half of the runs outlived is beyond the iterations planned."
+    medians = runs.groupby("case", sort=False)["iterations"].median()
+    beyond = list(medians.index[medians >= planned])
+    longest = f"{medians.max():.0f} iterations ({medians.idxmax()})" if not beyond else f"beyond {planned} iterations ({beyond[0] if len(beyond) == 1 else f'{len(beyond)} cases'})"
+    return longest if len(beyond) == len(medians) else f"from {medians.min():.0f} ({medians.idxmin()}) to {longest}"
 
 
 def _lifetime(panel: plt.Axes, runs: pd.DataFrame, case: str, color: str) -> None:
