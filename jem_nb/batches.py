@@ -77,6 +77,7 @@ class Batches:
         pad: int = 4,  # see `augment`
         flip: bool = True,
         data_noise: float = 0.03,  # standard deviation, in the pixel range of [-1, 1]
+        labelled: np.ndarray | None = None,  # int [M], indices of the images whose labels are known; None: all
     ):
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batch_size is {batch_size}: expected 1 to {len(images)}, the number of training images")
@@ -84,17 +85,28 @@ class Batches:
             raise ValueError(f"pad is {pad}: expected 0 to {min(images.shape[2:]) - 1}, less than an image's side")
         if labels.ndim > 1 and labels.shape != (len(images), *images.shape[2:]):
             raise ValueError(f"labels are {labels.shape} for images {images.shape}: expected one for each image, or one for each pixel of it")
+        if labelled is not None and not (len(labelled) and len(np.unique(labelled)) == len(labelled) and 0 <= np.min(labelled) and np.max(labelled) < len(images)):
+            raise ValueError(f"labelled holds {len(labelled)} indices: expected at least one, each once, from 0 to {len(images) - 1}")
         self.images, self.labels = images, torch.from_numpy(np.asarray(labels, dtype=np.int64 if labels.ndim == 1 else np.uint8))
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise
+        self.labelled = None if labelled is None else torch.from_numpy(np.asarray(labelled, dtype=np.int64))
 
     def __len__(self) -> int:  # batches in an epoch
         return len(self.images) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # images [B, C, H, W] and labels, int64 [B] or [B, H, W]
-        "The batches of one epoch, from number `start` on."
+        "The labelled batches of one epoch, from number `start` on; an epoch is as long as it takes to see all images, labelled or not."
         order = epoch_order(len(self.images), self.seed, epoch)
         for number in range(start, len(self)):
-            yield self.batch(order[number * self.batch_size : (number + 1) * self.batch_size], epoch, number)
+            known = order[number * self.batch_size : (number + 1) * self.batch_size] if self.labelled is None else self._known(epoch * len(self) + number)
+            yield self.batch(known, epoch, number)
+
+    def _known(self, iteration: int) -> Tensor:  # int64, at most batch_size
+        "Labelled images in rounds of their own; all of them, if they are fewer than a batch."
+        size = min(self.batch_size, len(self.labelled))
+        turn, place = divmod(iteration, len(self.labelled) // size)
+        order = torch.randperm(len(self.labelled), generator=named_generator(self.seed, "labelled", turn))
+        return self.labelled[order[place * size : (place + 1) * size]]
 
     def batch(self, indices: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         "One batch: gathered, augmented, scaled, with noise."
@@ -107,9 +119,13 @@ class Batches:
             stored = augment(stored, generator, self.pad, self.flip)
         return add_noise(to_pixels(stored), self.data_noise, generator), labels
 
-    def plain(self, epoch: int, number: int) -> Tensor:  # [B, C, H, W]
-        "The images of one batch as they are stored, without augmentation and noise."
-        return to_pixels(self._stored(epoch_order(len(self.images), self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]))
+    def unlabelled(self, epoch: int, number: int, plain: bool = False) -> Tensor | None:  # [B, C, H, W]
+        "The images of one batch for p(x), from all that there are; `plain`: as they are stored. None where they are those of the labelled batch."
+        if self.labelled is None and not plain:
+            return None
+        stored = self._stored(epoch_order(len(self.images), self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size])
+        generator = named_generator(self.seed, "unlabelled", epoch, number)
+        return to_pixels(stored) if plain else add_noise(to_pixels(augment(stored, generator, self.pad, self.flip)), self.data_noise, generator)
 
     def _stored(self, indices: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.images[indices.numpy()]))

@@ -49,6 +49,10 @@ def check_ranges(config: Any) -> None:  # of `62_configuration`, a RunConfig
             raise ValueError(f"{name} is {value}: expected at least {low}")
     if config.evaluation_noise is not None and config.evaluation_noise < 0:
         raise ValueError(f"evaluation_noise is {config.evaluation_noise}: expected at least 0, or None for that of training")
+    if not 0 < config.labels_percent <= 100:
+        raise ValueError(f"labels_percent is {config.labels_percent}: expected more than 0, and at most 100")
+    if config.labels_percent < 100 and config.start == "class_gaussians":
+        raise ValueError(f"start is 'class_gaussians' with labels_percent {config.labels_percent:g}, and class Gaussians are made from all labels: expected start='noise'")
     for name in ("learning_rate", "gap_bound", "loss_bound", "spread_bound"):
         if (value := getattr(config, name)) is not None and value <= 0:
             raise ValueError(f"{name} is {value}: expected a positive number")
@@ -78,7 +82,7 @@ def check_work(config: Any) -> None:  # of `62_configuration`, a RunConfig
     if config.loop == "reference":
         plain = {"precision": "float32", "classification_weight": 1.0, "marginal_weight": 1.0, "joint_weight": 0.0, "class_conditional": False, "chain_clamp": None, "gradient_clamp": None,
                  "chains_per_image": 1.0, "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1, "generation_loss": "contrastive",
-                 "sharpness": 0.0, "plain_marginal": False, "restarts": 0}
+                 "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0, "restarts": 0}
         for name, value in plain.items():
             if getattr(config, name) != value:
                 raise ValueError(f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected {value!r}")

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .arrays import IGNORED
 from .batches import add_noise, named_generator, to_pixels
-from .metrics import accuracy, calibration_error
+from .calibration import expected_calibration_error, reliability
+from .metrics import accuracy
 from .precision import evaluating, working_precision
-from .segmentation_metrics import confusion_matrix, expected_calibration_error, intersection_over_union, mean_iou, pixel_accuracy, reliability
+from .segmentation_metrics import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
 
 # %% ../nbs/48_evaluation.ipynb #67ceeff2
 def device_of(network: nn.Module) -> str:  # "cpu" or "cuda:0"
@@ -54,7 +55,7 @@ def evaluate(
         sums = [pixel_sums(logits, labels[place]) for place, logits in batches]
         return pixel_scores(*(sum(parts) for parts in zip(*sums)))
     target, logits = torch.from_numpy(np.asarray(labels)), torch.cat([logits for _, logits in batches])
-    return {"validation_accuracy": accuracy(logits, target), "validation_loss": F.cross_entropy(logits, target).item(), "validation_ece": calibration_error(logits, target)}
+    return {"validation_accuracy": accuracy(logits, target), "validation_loss": F.cross_entropy(logits, target).item(), "validation_ece": expected_calibration_error(reliability(logits, target))}
 
 # %% ../nbs/48_evaluation.ipynb #8488271c
 def pixel_sums(

@@ -171,8 +171,8 @@ class Trainer(TrainingState):
         device = device_of(self.network)
         images, labels = self.economy.resolution(images.to(device), self.epoch), labels.to(device)
         others = self._walk(labels, number, device)
-        if self.plain_marginal and self.objective.marginal_weight:
-            others["real"] = self.economy.resolution(self.batches.plain(self.epoch, number).to(device), self.epoch)
+        if self.objective.marginal_weight and (real := self.batches.unlabelled(self.epoch, number, self.plain_marginal)) is not None:
+            others["real"] = self.economy.resolution(real.to(device), self.epoch)
         self.optimizer.zero_grad(set_to_none=True)
         self.measures |= self._backward(images, labels, device, **others) | {"learning_rate": rate}
         self._call("after_losses")
@@ -218,7 +218,7 @@ class Trainer(TrainingState):
 
     def _walk(self, labels: Tensor, number: int, device: str) -> dict:
         "Samples of p(x) and p(x, y), as far as the objective asks for them."
-        samples, count = {}, self.economy.chains(len(labels))
+        samples, count = {}, self.economy.chains(self.batches.batch_size)
         # after going back, noise that was not seen before
         noise = named_generator(self.seed, "chain", self.epoch, number, *([self.attempt] if self.attempt else []), device=device)
         if self.objective.marginal_weight:
