@@ -85,7 +85,7 @@ class Batches:
             raise ValueError(f"pad is {pad}: expected 0 to {min(images.shape[2:]) - 1}, less than an image's side")
         if labels.ndim > 1 and labels.shape != (len(images), *images.shape[2:]):
             raise ValueError(f"labels are {labels.shape} for images {images.shape}: expected one for each image, or one for each pixel of it")
-        if labelled is not None and not (len(labelled) and len(np.unique(labelled)) == len(labelled) and 0 <= np.min(labelled) and np.max(labelled) < len(images)):
+        if labelled is not None and not (len(labelled) and len(np.unique(labelled)) == len(labelled) and np.min(labelled) >= 0 and np.max(labelled) < len(images)):
             raise ValueError(f"labelled holds {len(labelled)} indices: expected at least one, each once, from 0 to {len(images) - 1}")
         self.images, self.labels = images, torch.from_numpy(np.asarray(labels, dtype=np.int64 if labels.ndim == 1 else np.uint8))
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise
