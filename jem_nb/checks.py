@@ -16,6 +16,7 @@ from .datasets import has_maps, splits_of
 from .layers import choice
 from .networks import check_size, is_segmentation, make_network
 from .precision import PRECISIONS
+from .probes import PROBES
 from .records import did_you_mean
 
 # %% ../nbs/61_checks.ipynb #a423ed13
@@ -65,6 +66,8 @@ def check_ranges(config: Any) -> None:  # of `62_configuration`, a RunConfig
         raise ValueError(f"pad is {config.pad}: expected less than image_size, {config.image_size}")
     if config.batch_size > config.train_images:
         raise ValueError(f"batch_size is {config.batch_size}: expected at most train_images, {config.train_images}")
+    for name in config.probes:
+        choice("probes", name, PROBES)
     choice("start", config.start, {"noise": None, "class_gaussians": None})
     if config.batch_size > config.buffer_size:
         raise ValueError(f"buffer_size is {config.buffer_size}: expected at least batch_size, {config.batch_size}")
@@ -113,7 +116,7 @@ def check_segmentation(config: Any) -> None:  # of `62_configuration`, a RunConf
     others = {"aggregation": "sum", "dice_weight": 0.0, "autocorrelation_weight": 0.0, "tile_size": None}
     if maps:
         check_size(torch.empty(0, 1, config.image_size, config.image_size))
-        others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": ()}
+        others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": (), "probes": ()}
         others |= {"images_at_once": None} if config.dice_weight or config.autocorrelation_weight or config.aggregation == "effective" else {}
     for name, value in others.items():
         if getattr(config, name) != value:

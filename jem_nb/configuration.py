@@ -97,6 +97,7 @@ class RunConfig:
     sharpness: float = 0.0  # rho of sharpness-aware steps
     average_decay: float | None = None  # of averaged weights, which are evaluated
     evaluate_every: int = 1  # epochs
+    probes: tuple[str, ...] = ()  # what is asked of the network at the end, see `probes`
     # when to go back, see `restart`
     restarts: int = 0  # at most
     remedy: str = "same"

@@ -249,6 +249,7 @@ def load_dataset(
             chosen.append(whole.subset(part[first]))
     for number, (role, _) in enumerate(request):
         details = {"split": split, "role": role, "images": len(chosen[number]), "image_size": image_size, "seed": seed}
+        details |= {"without_classes": list(without)} if without else {}
         details |= _class_percent(chosen[number]) if chosen[number].segmentation else {}
         chosen[number] = replace(chosen[number], provenance=chosen[number].provenance | details)
     return chosen[0], chosen[1]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .configuration import RunConfig
 from .cost_model import cost_line, predicted_seconds, run_seconds
+from .probes import check_probes
 from .records import read_record, require_writable, run_folder
 from .runs import load_data, run
 
@@ -46,7 +47,7 @@ def sweep(
     if missing:
         require_writable(run_folder(experiment, missing[0].run_id, root).parent)
         for config in {config_data(config): config for config in missing}.values():
-            load_data(config)  # mistakes show before any process starts, and the cache is filled once
+            check_probes(config.probes, *load_data(config))  # mistakes show before any process starts, and the cache is filled once
         workers = workers or default_workers()
         print(cost_line(missing, workers), flush=True)
         # the bar counts predicted seconds, so that a run with longer chains weighs more
@@ -61,7 +62,7 @@ def sweep(
 def config_data(config: RunConfig) -> tuple:
     "What the images of a run depend on."
     return (config.dataset, config.image_size, config.split, config.train_images, config.validation_images, config.data_seed, config.without_classes,
-            config.tile_size, config.block_size, config.buffer_distance)
+            config.tile_size, config.block_size, config.buffer_distance, config.block_seed, config.probes)
 
 
 def core_count() -> int:
