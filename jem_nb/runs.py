@@ -127,14 +127,16 @@ def make_record(
         "samples": sample_statistics(samples.cpu()),
         "landscape": energy_landscape(trainer.network, real, samples[0], aggregation=config.aggregation),
         "data": train.provenance, "versions": versions(), "device": samples.device.type, "commit": commit(),
-    } | (answers(config, trainer, train, validation) if config.probes else {}) | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
+    } | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
     return record, sample_sheet(samples[:8])
 
 # %% ../nbs/64_runs.ipynb #c6a2d0f4
-def answers(config: RunConfig, trainer: Trainer, train: ImageDataset, validation: ImageDataset) -> dict:  # JSON types; empty for a run that diverged
+def answers(config: RunConfig, trainer: Trainer, train: ImageDataset, validation: ImageDataset) -> tuple[dict, dict[str, Tensor]]:  # JSON types, and pictures by name; empty for a run that diverged
     "What the trained network says to the probes of its configuration."
-    subject = Subject(trainer.evaluated, trainer.sampler, train, validation, config.seed, config.noise_of_evaluation, config.precision)
-    return {"probes": {} if trainer.stopped else {name: PROBES[name](subject) for name in config.probes}}
+    subject = Subject(trainer.evaluated, trainer.sampler, trainer.buffer, train, validation, config.seed, config.noise_of_evaluation, config.precision)
+    found = {} if trainer.stopped else {name: PROBES[name](subject) for name in config.probes}
+    pictures = {name: images for answer in found.values() if isinstance(answer, dict) for name, images in answer.pop("pictures", {}).items()}
+    return found, pictures
 
 # %% ../nbs/64_runs.ipynb #df652d30
 def of_maps(config: RunConfig, trainer: Trainer, samples: Tensor, train: ImageDataset, validation: ImageDataset) -> dict:  # JSON types
@@ -227,6 +229,8 @@ def run(
         checkpoints.resume(trainer)
         trainer.fit(config.epochs)
         record, picture = make_record(config, experiment, trainer, history, restart, train, validation)
+        found, pictures = answers(config, trainer, train, validation)
+        record |= {"probes": found} if config.probes else {}
         record |= {"snapshot_epochs": list(snapshots[0].maps), "map_rows": snapshots[0].map_rows()} if snapshots else {}
     if not snapshots:
         write_bytes(folder / "samples.png", picture)
@@ -234,6 +238,8 @@ def run(
         write_bytes(folder / "maps.png", seen.map_sheet())
         if chains := list(seen.chains.values()):
             write_bytes(folder / "chains.jpg", sample_sheet(torch.cat(chains), len(chains[0]), "JPEG", 70))
+    for name, images in pictures.items():
+        write_bytes(folder / f"{name}.jpg", sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 80))
     if trainer.stopped and last.seen:
         write_bytes(folder / "ending.jpg", sample_sheet(last.images(), len(last.seen[-1]), "JPEG"))
     write_json(folder / "result.json", record)  # last: its presence says that the run is finished
