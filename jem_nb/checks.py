@@ -85,13 +85,17 @@ def check_work(config: Any) -> None:  # of `62_configuration`, a RunConfig
     if config.loop == "reference":
         plain = {"precision": "float32", "classification_weight": 1.0, "marginal_weight": 1.0, "joint_weight": 0.0, "class_conditional": False, "chain_clamp": None, "gradient_clamp": None,
                  "chains_per_image": 1.0, "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1, "generation_loss": "contrastive",
-                 "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0, "restarts": 0}
+                 "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0, "feedback": "none", "restarts": 0}
         for name, value in plain.items():
             if getattr(config, name) != value:
                 raise ValueError(f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected {value!r}")
         if "g" in config.regularizer:
             raise ValueError(f"regularizer is {config.regularizer!r} with loop 'reference': expected one without 'g'")
     choice("loop", config.loop, {"one_pass": None, "reference": None})
+    config.heed()
+    if config.feedback != "none" and (config.joint_weight or not config.marginal_weight):
+        raise ValueError(f"feedback is {config.feedback!r} with marginal_weight {config.marginal_weight:g} and joint_weight {config.joint_weight:g}: "
+                         "it is on samples of p(x); expected a positive one and 0")
     if config.images_at_once and config.normalization == "batch":
         raise ValueError("images_at_once with normalization 'batch': its statistics are those of a whole batch; expected 'none' or 'group', or no images_at_once")
     if config.coarse_epochs and (config.image_size % 2 or config.image_size < 16 or config.coarse_epochs >= config.epochs):
@@ -116,7 +120,7 @@ def check_segmentation(config: Any) -> None:  # of `62_configuration`, a RunConf
     others = {"aggregation": "sum", "dice_weight": 0.0, "autocorrelation_weight": 0.0, "tile_size": None}
     if maps:
         check_size(torch.empty(0, 1, config.image_size, config.image_size))
-        others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": (), "probes": ()}
+        others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": (), "probes": (), "feedback": "none"}
         others |= {"images_at_once": None} if config.dice_weight or config.autocorrelation_weight or config.aggregation == "effective" else {}
     for name, value in others.items():
         if getattr(config, name) != value:

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, fields
 from .aggregation import energy_scale
 from .checks import check_ranges, check_types
 from .datasets import BLOCK_SIZE, BUFFER, has_maps, splits_of
-from .descent import Descent
+from .descent import Descent, Schedule
 from .divergence import DivergenceCriterion
 from .economy import Economy
+from .feedback import Feedback
 from .networks import is_segmentation
 from .objective import Objective
 from .records import did_you_mean, run_id
 from .restart import RestartPolicy
 from .sgld import LangevinSampler
-from .training import Schedule
 
 # %% ../nbs/62_configuration.ipynb #12ad86e8
 REVISION = 1  # raised whenever a change of the code alters results
@@ -76,6 +76,8 @@ class RunConfig:
     buffer_size: int = 10000
     reinit_probability: float = 0.05
     class_conditional: bool = False  # class slots in the buffer, and chains of a given class
+    feedback: str = "none"  # on samples that look bad: "restart" or "weight", see `feedback`
+    feedback_measure: str = "energy"
     # work, see `economy` and `reference`
     loop: str = "one_pass"  # or "reference"
     chains_per_image: float = 1.0
@@ -166,6 +168,9 @@ class RunConfig:
 
     def descent(self) -> Descent:
         return Descent(self.gradient_norm_clip, self.sharpness, self.average_decay)
+
+    def heed(self) -> Feedback:
+        return Feedback(self.feedback, self.feedback_measure)
 
     def restart_policy(self) -> RestartPolicy:
         return RestartPolicy(

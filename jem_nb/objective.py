@@ -70,6 +70,7 @@ class Objective:
         generated_joint: tuple[Tensor, Tensor] | None = None,  # samples and their classes; needed if joint_weight > 0
         unlabelled: Tensor | None = None,  # images for p(x) if they are not the labelled ones
         shares: Mapping[str, float] = MappingProxyType({}),  # of a part in its whole batch, by "labelled", "generated", "joint", "real"; and "labelled_pixels"
+        generated_weights: Tensor | None = None,  # of the samples of p(x) in L_GEN, `[B']`, 0 to 1; None: all 1
     ) -> Losses:
         "All terms, from one pass of all images through the network; those of the parts of a batch add up to those of the whole."
         batches = {"labelled": images}
@@ -97,6 +98,8 @@ class Objective:
             energies = dict(zip(maps, energies_of_sides(*maps.values(), self.aggregation)))
             means = {side: share(name) * energies[side].mean() for side, name in (("real", real), ("generated", "generated"))}
             losses = generation_losses(energies["real"], energies["generated"], self.generation_loss, self.energy_scale)
+            if generated_weights is not None:
+                losses = losses[0], generated_weights * losses[1]
             terms["generation"] = self.marginal_weight * sum(share(name) * loss.mean() for name, loss in zip((real, "generated"), losses))
             terms["regularization"] = self.regularizer_weight * regularization(
                 self.regularizer, energies["real"], energies["generated"], batches[real], self.reduction, (share(real), share("generated")))

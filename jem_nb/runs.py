@@ -92,7 +92,7 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
         batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise, known_labels(config, train)),
         validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision) | sample_distance(config, buffer, train),
         optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2)),
-        schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), plain_marginal=config.plain_marginal,
+        schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), feedback=config.heed(), plain_marginal=config.plain_marginal,
         evaluate_every=config.evaluate_every,
         # runs share a machine with other runs; a graphics card's work is not in the processor's time
         clock=time.process_time if device == "cpu" else time.perf_counter,
