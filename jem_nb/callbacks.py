@@ -9,8 +9,10 @@ __all__ = ['SNAPSHOT_EPOCHS', 'DivergenceWatch', 'History', 'a_few', 'LastSample
 import json
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -20,10 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .batches import to_pixels
-from .checkpoint import CheckpointError, newest_checkpoint, remove_checkpoints, save_checkpoint
+from .checkpoint import ForeignCheckpoint, newest_checkpoint, remove_checkpoints, save_checkpoint
 from .divergence import DivergenceCriterion
 from .evaluation import device_of
 from .label_maps import map_sheet
+from .machine import Interrupted
 from .precision import evaluating
 from .records import finite_or_none, five_digits
 from .training import Callback, Trainer
@@ -50,8 +53,14 @@ class History(Callback):
         row = {"iteration": trainer.iteration, "epoch": trainer.epoch}
         self.rows.append(row | {name: finite_or_none(value) for name, value in trainer.measures.items()})
         if self.file:
-            self.file.write(json.dumps(self.rows[-1]) + "\n")
-            self.file.flush()  # whoever waits for this run reads its progress here
+            try:
+                self.file.write(json.dumps(self.rows[-1]) + "\n")
+                self.file.flush()  # whoever waits for this run reads its progress here
+            except OSError as error:  # a full disk must not end hours of work; the rows are in memory, and in checkpoints
+                warnings.warn(f"{self.file.name} cannot be written ({error}): training goes on without it", stacklevel=2)
+                with suppress(OSError):  # what it still holds cannot be written either
+                    self.file.close()
+                self.file = None
 
     def after_training(self, trainer: Trainer) -> None:
         if self.file:
@@ -93,32 +102,57 @@ class LastSamples(Callback):
         if trainer.chains is not None:
             self.seen.append(a_few(trainer.chains, self.chains))
 
+    def state_dict(self) -> dict:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seen.extend(state["seen"])
+
     def images(self) -> Tensor:  # [len(before) * chains, C, H, W]; the first seen where a run was shorter
         "The chains so many iterations before the last, a row of a picture for each."
         return torch.cat([self.seen[max(0, len(self.seen) - 1 - before)] for before in self.before])
 
 # %% ../nbs/56_callbacks.ipynb #c3208f65
 class Checkpoints(Callback):
-    "Save the whole state of a run after an epoch, so that a run that was cut off goes on where it was."
+    "Save the whole state of a run after an epoch, or when it is asked to stop, so that a run that was cut off goes on where it was."
 
-    def __init__(self, folder: Path, run_id: str, callbacks: Sequence[Callback]):  # those that have a state
-        self.folder, self.run_id, self.callbacks = folder, run_id, callbacks
+    def __init__(self, folder: Path, run_id: str, callbacks: Sequence[Callback], asked: Sequence[str] = ()):  # those that have a state; see `requests_to_stop`
+        self.folder, self.run_id, self.callbacks, self.asked = folder, run_id, callbacks, asked
         self.next = 0.0  # when, by the clock of this process
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        if self.asked:
+            saved = self.save(trainer)
+            what = "its state is saved; start it again to go on from there" if saved else "its state could not be saved; it will go on from the checkpoint before"
+            raise Interrupted(f"{self.asked[0]}: run {self.run_id} stopped after iteration {trainer.iteration} of {trainer.planned}, and {what}")
 
     def after_epoch(self, trainer: Trainer) -> None:
         if (began := time.monotonic()) < self.next:
             return  # of a run whose epochs are a moment long not every one is worth it
+        self.save(trainer)
+        # so that saving takes a fiftieth of the time at most
+        self.next = (ended := time.monotonic()) + 50 * (ended - began)
+
+    def after_training(self, trainer: Trainer) -> None:
+        if not trainer.stopped:
+            self.save(trainer)  # what comes now may fail, and can then be tried again
+
+    def save(self, trainer: Trainer) -> bool:  # whether it could be written
+        "Write a checkpoint; where that is impossible, warn, for the work itself can go on."
         state = {"run_id": self.run_id, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(), "callbacks": [callback.state_dict() for callback in self.callbacks]}
-        save_checkpoint(self.folder, trainer.epoch, state)
-        # so that saving takes a twentieth of the time at most
-        self.next = (ended := time.monotonic()) + 20 * (ended - began)
+        try:
+            save_checkpoint(self.folder, trainer.iteration, state)
+        except OSError as error:
+            warnings.warn(f"the state of run {self.run_id} cannot be saved ({error}): training goes on; make room, or make {self.folder} writable", stacklevel=2)
+            return False
+        return True
 
     def resume(self, trainer: Trainer) -> bool:  # whether there was anything to go on from
         "Bring a trainer that has not begun to where the newest checkpoint was taken."
         if (state := newest_checkpoint(self.folder)) is None:
             return False
         if state["run_id"] != self.run_id:
-            raise CheckpointError(f"the checkpoint in {self.folder} belongs to run {state['run_id']}: expected {self.run_id}; move or delete it")
+            raise ForeignCheckpoint(f"the checkpoint in {self.folder} belongs to run {state['run_id']}: expected {self.run_id}; move or delete it")
         trainer.load_state_dict(state["trainer"])
         trainer.buffer.load_state_dict(state["buffer"])
         for callback, remembered in zip(self.callbacks, state["callbacks"]):

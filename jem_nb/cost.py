@@ -15,7 +15,8 @@ import torch
 from .configuration import REVISION, RunConfig
 from .cost_model import iteration_flop
 from .datasets import ImageDataset
-from .runs import build_trainer, one_thread, versions
+from .machine import one_thread, versions
+from .runs import build_trainer
 from .records import read_record, run_folder, run_id, write_json
 
 # %% ../nbs/67_cost.ipynb #b73ebe4e

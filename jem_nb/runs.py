@@ -4,17 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAIP_IMAGES', 'HISTORY', 'load_data', 'with_all_images', 'known_labels', 'build_trainer', 'make_record', 'answers',
-           'of_maps', 'versions', 'sample_distance', 'commit', 'one_thread', 'keep_freed_memory', 'run']
+           'of_maps', 'sample_distance', 'run']
 
 # %% ../nbs/64_runs.ipynb #4cb37d0f
-import ctypes
-import platform
-import subprocess
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +20,17 @@ from .autocorrelation import correlogram_distance
 from .batches import Batches, named_generator, to_pixels
 from .buffer import ReplayBuffer
 from .callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots
+from .checkpoint import locked
 from .configuration import RunConfig
 from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_dataset
 from .divergence import side_that_ran
 from .evaluation import evaluate
 from .landscape import energy_landscape, sample_sheet
+from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, versions
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
 from .probes import PROBES, Subject, check_probes
-from .records import finite_or_none, five_digits, read_record, repository_root, require_writable, run_folder, write_bytes, write_json
+from .records import finite_or_none, five_digits, read_record, require_writable, run_folder, write_bytes, write_json
 from .reference import ReferenceTrainer
 from .restart import Restart
 from .segmentation_scores import correlograms, segmentation_scores
@@ -148,11 +145,6 @@ def of_maps(config: RunConfig, trainer: Trainer, samples: Tensor, train: ImageDa
         "segmentation": segmentation_scores(trainer.evaluated, validation, config.seed, config.noise_of_evaluation, config.precision),
     }
 
-
-def versions() -> dict[str, str]:
-    "Releases that a result may depend on; never anything about the machine."
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
 # %% ../nbs/64_runs.ipynb #010c3fb4
 def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset) -> dict:
     "How far the buffer's images are from the training images; nothing for a run without chains."
@@ -166,38 +158,6 @@ def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset
     nearest = nearest_distance(samples[:100], real[:100])
     return distance | {"nearest_distance": finite_or_none(nearest), "correlogram_distance": finite_or_none(correlogram_distance(samples.cpu().double(), real.double(), min(16, real.shape[-1] // 2)))}
 
-# %% ../nbs/64_runs.ipynb #f1cf88fa
-@cache
-def commit() -> str:  # "" outside of a git checkout
-    "The commit of the code, with '+' where files have changed since."
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=repository_root(), capture_output=True, text=True, check=True).stdout.strip()
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "jem_nb") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-# %% ../nbs/64_runs.ipynb #d90fd991
-@contextmanager
-def one_thread() -> Iterator[None]:
-    "One thread for PyTorch inside, as many as before outside."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def keep_freed_memory(keep: bool = True) -> bool:  # whether the C library listened; only glibc does
-    "Let the C library of this process keep what is freed for what comes next; False: give back what is free beyond 64 MiB, the most that it keeps by itself."
-    change = getattr(ctypes.CDLL(None), "mallopt", None)
-    if change is None:
-        return False
-    # -1: how much may lie free; -3: from which size on a block is a map of its own, which older releases bound by 32 MiB
-    trimmed = change(-1, 2**31 - 1 if keep else 2**26)
-    return bool(trimmed and (keep and change(-3, 2**30) or change(-3, 2**25)))
-
 # %% ../nbs/64_runs.ipynb #62b37078
 def run(
     config: RunConfig,
@@ -205,16 +165,25 @@ def run(
     root: str | Path | None = None,  # reports/runs if None
     progress: bool = False,  # show a bar with the time left
 ) -> dict:  # the record
-    "Train one configuration and write its record; a finished one is read instead."
+    "Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on."
     folder = run_folder(experiment, config.run_id, root)
     if (record := read_record(folder)) is not None:
         return record
     require_writable(folder)
-    commit()  # remembered now: files may change while we train
-    train, validation = load_data(config)
-    check_probes(config.probes, train, validation)
-    write_json(folder / "config.json", config.as_json())
-    keep_freed_memory()
+    with locked(folder), requests_to_stop() as asked:
+        if (record := read_record(folder)) is not None:
+            return record  # by the process that held it
+        commit()  # remembered now: files may change while we train
+        train, validation = load_data(config)
+        check_probes(config.probes, train, validation)
+        write_json(folder / "config.json", config.as_json())
+        keep_freed_memory()
+        _train(config, experiment, folder, train, validation, progress, asked)
+    return read_record(folder)
+
+
+def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset, validation: ImageDataset, progress: bool, asked: Sequence[str]) -> None:
+    "Train, and write pictures and record."
     with one_thread():
         trainer = build_trainer(config, train, validation, "cuda" if torch.cuda.is_available() else "cpu")
         watch, history = DivergenceWatch(config.criterion()), History(folder / "metrics.jsonl")
@@ -224,7 +193,7 @@ def run(
         restart = Restart(config.restart_policy(), history)
         public = train.provenance.get("show_labels", True)
         snapshots = [Snapshots(validation.images[:shown], validation.labels[:shown], train.classes, show_labels=public, number=walking)] if train.segmentation else []
-        checkpoints = Checkpoints(folder, config.run_id, [history, restart, *snapshots])
+        checkpoints = Checkpoints(folder, config.run_id, [history, restart, last, *snapshots], asked)
         trainer.callbacks = (watch, history, restart, last, *snapshots, checkpoints, *([ProgressBar(config.epochs)] if progress else []))
         checkpoints.resume(trainer)
         trainer.fit(config.epochs)
@@ -232,16 +201,21 @@ def run(
         found, pictures = answers(config, trainer, train, validation)
         record |= {"probes": found} if config.probes else {}
         record |= {"snapshot_epochs": list(snapshots[0].maps), "map_rows": snapshots[0].map_rows()} if snapshots else {}
+    files = {f"{name}.jpg": sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 80) for name, images in pictures.items()}
     if not snapshots:
-        write_bytes(folder / "samples.png", picture)
+        files["samples.png"] = picture
     for seen in snapshots:
-        write_bytes(folder / "maps.png", seen.map_sheet())
+        files["maps.png"] = seen.map_sheet()
         if chains := list(seen.chains.values()):
-            write_bytes(folder / "chains.jpg", sample_sheet(torch.cat(chains), len(chains[0]), "JPEG", 70))
-    for name, images in pictures.items():
-        write_bytes(folder / f"{name}.jpg", sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 80))
+            files["chains.jpg"] = sample_sheet(torch.cat(chains), len(chains[0]), "JPEG", 70)
     if trainer.stopped and last.seen:
-        write_bytes(folder / "ending.jpg", sample_sheet(last.images(), len(last.seen[-1]), "JPEG"))
-    write_json(folder / "result.json", record)  # last: its presence says that the run is finished
+        files["ending.jpg"] = sample_sheet(last.images(), len(last.seen[-1]), "JPEG")
+    try:
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+        write_json(folder / "result.json", record)  # last: its presence says that the run is finished
+    except OSError as error:
+        raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the folder writable, "
+                      "and start it again; it goes on from its last checkpoint") from error
     checkpoints.finish()
-    return read_record(folder)
+    (folder / ".lock").unlink(missing_ok=True)  # whoever waits for it will find the record

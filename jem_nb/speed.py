@@ -32,7 +32,8 @@ from .cost import random_images
 from .networks import build_network
 from .precision import PRECISIONS
 from .reference import ReferenceTrainer
-from .runs import build_trainer, keep_freed_memory, one_thread
+from .machine import keep_freed_memory, one_thread
+from .runs import build_trainer
 from .sgld import LangevinSampler
 from .training import Trainer
 

@@ -31,7 +31,7 @@ from .experiments import sweep
 from .networks import build_network
 from .precision import PRECISIONS, working_precision
 from .records import collect, run_id
-from .runs import commit, keep_freed_memory, one_thread, versions
+from .machine import commit, keep_freed_memory, one_thread, versions
 from .sgld import energy_gradient
 from .speed import convolution_seconds, iterate, peak_memory, seconds_by_part, seconds_in_turn, seconds_with_memory, speed_trainer
 
