@@ -18,6 +18,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_regularization": {"dataset": "eurosat"},
     "exp_sgld_steps": {"dataset": "eurosat"},
     "exp_speed": {"time_anew": False},
+    "exp_stabilizers": {"dataset": "eurosat"},
     "exp_time_to_quality": {"dataset": "eurosat"},
     "what_now": {},  # last, for it reads the tables of the others
 }

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .alarms import replay
-from .styles import STYLE, add_title, new_panels
+from .styles import CASE_COLORS, STYLE, add_title, new_panels
 
 MARK_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
@@ -115,7 +115,7 @@ def plot_stabilizers(
     axes[0, 1].axvline(0, color="0.5", lw=0.8)
     axes[0, 1].set_xlabel("best accuracy less the plain classifier's (points); grey: the goal")
     good = _meeting(table, points)
-    add_title(figure, f"No death and within {points:g} points of the classifier at every rate: {', '.join(good) or 'no arm'}")
+    add_title(figure, f"No death and within {points:g} points of the classifier at every rate: {'; '.join(good) or 'no arm'}")
     return figure
 
 
@@ -129,15 +129,19 @@ def _meeting(table: pd.DataFrame, points: float) -> list[str]:
 def plot_pareto(
     table: pd.DataFrame,  # columns arm, learning_rate, runs, diverged, accuracy_mean, distance_mean
 ) -> Figure:
-    "Accuracy against the distance of samples from the data; arms that nothing beats in both are named in bold."
-    figure, axes = new_panels(1, table["learning_rate"].nunique(), (1 + 4.2 * table["learning_rate"].nunique(), 3.6))
+    "Accuracy against the distance of samples from the data; arms that nothing beats in both are circled."
+    figure, axes = new_panels(1, table["learning_rate"].nunique(), (1 + 3.6 * table["learning_rate"].nunique(), 3.6))
+    colors = dict(zip(dict.fromkeys(table["arm"]), CASE_COLORS * 9))  # as in `plot_lifetimes`
     for rate, panel in zip(sorted(set(table["learning_rate"]), reverse=True), axes[0]):
         rows = table[(table["learning_rate"] == rate)].dropna(subset=["accuracy_mean", "distance_mean"])
         for row in rows.to_dict("records"):
             beaten = ((rows["accuracy_mean"] > row["accuracy_mean"]) & (rows["distance_mean"] < row["distance_mean"])).any()
-            panel.plot(row["distance_mean"], row["accuracy_mean"], "o", color="#0072B2", markerfacecolor="#0072B2" if row["diverged"] == 0 else "white")
-            panel.annotate(row["arm"], (row["distance_mean"], row["accuracy_mean"]), (4, 3), textcoords="offset points", fontsize=7, fontweight="normal" if beaten else "bold")
-        panel.set(title=f"learning rate {rate:g}", xlabel="distance of samples (squared pixel range)", ylabel="best accuracy (%)")
+            panel.plot(row["distance_mean"], row["accuracy_mean"], "o", color=colors[row["arm"]], markerfacecolor=colors[row["arm"]] if row["diverged"] == 0 else "white", label=row["arm"])
+            if not beaten:
+                panel.plot(row["distance_mean"], row["accuracy_mean"], "o", color="0.3", markerfacecolor="none", markersize=11, lw=0.8, gid=f"unbeaten: {row['arm']}")
+        panel.set(title=f"learning rate {rate:g}", xlabel="distance of samples (squared pixel range)", ylabel="best accuracy (%)", xscale="log")
         panel.margins(0.15)
-    add_title(figure, "Accuracy against samples; filled: no run died, bold: no arm is better in both")
+    handles = {label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    add_title(figure, "Accuracy against samples; filled: no run died, circled: no arm is better in both")
     return figure
