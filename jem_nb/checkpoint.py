@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'CheckpointError', 'ForeignCheckpoint', 'save_checkpoint', 'remove_checkpoints', 'checkpoints',
-           'load_checkpoint', 'newest_checkpoint', 'locked', 'copied_state']
+           'load_checkpoint', 'newest_checkpoint', 'locked', 'copied_state', 'save_weights', 'read_weights']
 
 # %% ../nbs/50_checkpoint.ipynb #960ce6bb
 import fcntl
 import hashlib
 import io
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from .records import write_bytes, write_text
 
@@ -113,3 +117,27 @@ def copied_state(state):  # of the same kinds
     if isinstance(state, dict):
         return type(state)((name, copied_state(value)) for name, value in state.items())
     return type(state)(map(copied_state, state)) if isinstance(state, (list, tuple)) else state
+
+# %% ../nbs/50_checkpoint.ipynb #9e0b4c63
+def save_weights(
+    path: str | Path,  # ends in .safetensors
+    tensors: dict[str, Tensor],  # such as a network's state
+    description: dict,  # JSON types
+) -> Path:
+    "Write tensors with their description, whole or not at all."
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_bytes(path, safetensors.torch.save(held, {"jem_nb": json.dumps(description)}))
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    "Tensors and their description; raises CheckpointError for what was not written by `save_weights`."
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            written = (file.metadata() or {}).get("jem_nb")
+            if written is None:
+                raise CheckpointError(f"{path} has no description of jem_nb: expected weights that it wrote; a file of other origin does not say what network it is for")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(written)  # noqa: SIM118, it is no dictionary
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as weights ({type(error).__name__}: {error}): expected a whole .safetensors file; fetch or write it again") from error

@@ -20,7 +20,7 @@ from .autocorrelation import correlogram_distance
 from .batches import Batches, named_generator, to_pixels
 from .buffer import ReplayBuffer
 from .callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots
-from .checkpoint import locked
+from .checkpoint import locked, save_weights
 from .configuration import RunConfig
 from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_dataset
 from .divergence import side_that_ran
@@ -213,6 +213,8 @@ def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset
     try:
         for name, content in files.items():
             write_bytes(folder / name, content)
+        if not trainer.stopped:
+            save_weights(folder / "weights.safetensors", trainer.evaluated.state_dict(), {"run_id": config.run_id, "config": config.as_json(), "classes": train.classes, "bands": train.bands})
         write_json(folder / "result.json", record)  # last: its presence says that the run is finished
     except OSError as error:
         raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the folder writable, "
