@@ -53,7 +53,9 @@ def save_checkpoint(
 
 
 def remove_checkpoints(folder: str | Path, keep: int = 0) -> None:
-    "Remove all but the newest checkpoints of a folder."
+    "Remove all but the newest checkpoints of a folder, and what a process that was killed left half written."
+    for path in Path(folder).glob(".checkpoint-*"):
+        path.unlink()
     for path in checkpoints(folder)[keep:]:
         path.unlink()
         path.with_suffix(".sha256").unlink(missing_ok=True)
