@@ -16,6 +16,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_divergence_criterion": {},
     "exp_learning_rate": {"dataset": "eurosat"},
     "exp_regularization": {"dataset": "eurosat"},
+    "exp_segmentation_branch": {},
     "exp_sgld_steps": {"dataset": "eurosat"},
     "exp_speed": {"time_anew": False},
     "exp_stabilizers": {"dataset": "eurosat"},
