@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .archives import checksum, locked, publish
-from .records import cache_folder, write_json
+from .archives import checksum, publish
+from .records import cache_folder, locked, write_json
 
 # %% ../nbs/07_arrays.ipynb #eaada98e
 def _remembered(key: str, state: object, compute: Callable[[], str]) -> str:

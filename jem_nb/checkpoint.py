@@ -4,16 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'CheckpointError', 'ForeignCheckpoint', 'save_checkpoint', 'remove_checkpoints', 'checkpoints',
-           'load_checkpoint', 'newest_checkpoint', 'locked', 'copied_state', 'save_weights', 'read_weights']
+           'load_checkpoint', 'newest_checkpoint', 'copied_state', 'save_weights', 'read_weights']
 
 # %% ../nbs/50_checkpoint.ipynb #960ce6bb
-import fcntl
 import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -95,21 +92,6 @@ def newest_checkpoint(folder: str | Path) -> dict | None:  # None where there is
         except CheckpointError as error:
             warnings.warn(str(error), stacklevel=2)
     return None
-
-# %% ../nbs/50_checkpoint.ipynb #6b0c9d42
-@contextmanager
-def locked(
-    folder: str | Path,  # of a run, which exists
-) -> Iterator[None]:
-    "Hold a run against other processes of this machine; waits while another one holds it."
-    path = Path(folder) / ".lock"
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"run {Path(folder).name} is being computed by another process; waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 # %% ../nbs/50_checkpoint.ipynb #ce6a3485
 def copied_state(state):  # of the same kinds

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['repository_root', 'data_folder', 'cache_folder', 'write_bytes', 'write_text', 'write_json', 'finite_or_none',
            'five_digits', 'run_id', 'runs_folder', 'run_folder', 'require_writable', 'read_record', 'collect',
-           'read_lines', 'did_you_mean']
+           'read_lines', 'locked', 'did_you_mean']
 
 # %% ../nbs/00_records.ipynb #ff2989ed
 import difflib
+import fcntl
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../nbs/00_records.ipynb #ba491462
@@ -165,6 +167,26 @@ def read_lines(path: str | Path) -> Iterator[dict]:
             yield json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error}): the file is damaged, delete the run's folder") from error
+
+# %% ../nbs/00_records.ipynb #4d9e17ba
+@contextmanager
+def locked(
+    path: str | Path,  # what is guarded; the lock itself is a hidden file beside it
+    waiting: str = "",  # what to say where another process has the lock
+) -> Iterator[None]:
+    "Hold a lock that only one process can hold at a time; others wait. The system takes it back when the process ends, however it ends."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "wb") as file:
+        # Some cluster file systems have no locks. Then work may be done twice, but files still appear whole.
+        with suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    print(waiting, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 # %% ../nbs/00_records.ipynb #f9a50e94
 def did_you_mean(value: object, options: Iterable[str]) -> str:  # "" where nothing is near

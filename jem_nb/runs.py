@@ -20,7 +20,7 @@ from .autocorrelation import correlogram_distance
 from .batches import Batches, named_generator, to_pixels
 from .buffer import ReplayBuffer
 from .callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots
-from .checkpoint import locked, save_weights
+from .checkpoint import save_weights
 from .configuration import RunConfig
 from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_dataset
 from .divergence import side_that_ran
@@ -30,7 +30,7 @@ from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, ve
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
 from .probes import PROBES, Subject, check_probes
-from .records import finite_or_none, five_digits, read_record, require_writable, run_folder, write_bytes, write_json
+from .records import finite_or_none, five_digits, locked, read_record, require_writable, run_folder, write_bytes, write_json
 from .reference import ReferenceTrainer
 from .restart import Restart
 from .segmentation_scores import correlograms, segmentation_scores
@@ -170,7 +170,7 @@ def run(
     if (record := read_record(folder)) is not None:
         return record
     require_writable(folder)
-    with locked(folder), requests_to_stop() as asked:
+    with locked(folder / "run", f"run {config.run_id} is being computed by another process; waiting for it"), requests_to_stop() as asked:
         if (record := read_record(folder)) is not None:
             return record  # by the process that held it
         commit()  # remembered now: files may change while we train
@@ -220,4 +220,4 @@ def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset
         raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the folder writable, "
                       "and start it again; it goes on from its last checkpoint") from error
     checkpoints.finish()
-    (folder / ".lock").unlink(missing_ok=True)  # whoever waits for it will find the record
+    (folder / ".run.lock").unlink(missing_ok=True)  # whoever waits for it will find the record
