@@ -64,12 +64,13 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def requests_to_stop() -> Iterator[list[str]]:  # names of the signals that came
-    "Collect SIGINT and SIGTERM inside, so that an iteration can be finished; a second one acts at once."
+    "Collect SIGINT and SIGTERM inside, so that an iteration can be finished; a second one acts at once. What was ignored stays so."
     asked: list[str] = []
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield asked
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as a process in the background ignores Ctrl-C
 
     def heard(number: int, frame) -> None:
         if asked:
