@@ -172,7 +172,8 @@ def repeated(old: dict) -> tuple[list[str], bool]:
     from jem_nb.runs import run
     name, new = f"{old['experiment']}: run {old['run_id']}", run(RunConfig(**old["config"]), old["experiment"], tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER")))
     same = all(old["history"][column] == new["history"][column] for column in old["history"])
-    off = [column for column in ("energy_real", "energy_generated", "chain_gradient") for a, b in zip(old["history"][column][:5], new["history"][column]) if abs(a - b) > 1e-3 * (1 + abs(a))]
+    compared = [column for column in ("classification", "energy_real", "energy_generated", "chain_gradient") if column in old["history"]]  # a classifier has no energies
+    off = [column for column in compared for a, b in zip(old["history"][column][:5], new["history"][column]) if abs(a - b) > 1e-3 * (1 + abs(a))]
     how = "the same to the last digit" if same else "differs by rounding"
     print(f"{name} repeated, {old['status']} after {old['iterations']} iterations, now {new['status']} after {new['iterations']}; history {how}")
     errors = [f"{name} does not repeat, different from the start on: {sorted(set(off))}"] if off or old["run_id"] != new["run_id"] else []
