@@ -220,5 +220,5 @@ def markdown_table(
     if missing := [column for column in columns if column not in frame.columns]:
         raise ValueError(f"the table has no column {missing[0]!r}: expected some of {list(frame.columns)}.{did_you_mean(missing[0], frame.columns)}")
     align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in columns]
-    cells = [[_cell(value) for value in row] for row in frame[columns].astype(object).to_numpy()]
+    cells = [[_cell(value).replace("|", "\\|") for value in row] for row in frame[columns].astype(object).to_numpy()]
     return pd.DataFrame(cells, columns=[column.replace("_", " ") for column in columns]).to_markdown(index=False, disable_numparse=True, colalign=align)
