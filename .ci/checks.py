@@ -75,6 +75,8 @@ def notebooks() -> list[str]:
             problems.append(f"{path.name}: {tagged} cells tagged 'parameters', expected one")
         if path.parent.name == "nbs" and path.name.startswith("exp_") and outputs:
             problems.append(f"{path.name}: {len(outputs)} stored outputs, expected none")
+        if any("/site-packages/" in json.dumps(output) for output in outputs):
+            problems.append(f"{path.name}: an output names a path of some machine, expected none; silence the warning and run it again")
         kinds = {kind for output in outputs for kind in output.get("data", {})} - set(SAFE_OUTPUTS)
         if kinds or any(output["output_type"] == "error" for output in outputs):
             problems.append(f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}")
