@@ -86,7 +86,7 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
             with ProcessPoolExecutor(min(workers, len(lost)), multiprocessing.get_context("spawn")) as pool:
                 try:
                     some, crashed, lost = _collect(lost, experiment, root, pool, bar)
-                except BaseException:  # an interrupt: runs under way end and are kept, the others are not begun
+                except BaseException:  # an interrupt: runs under way end, or save their state where it reaches them too; the others are not begun
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
             done, failures = done | some, failures + crashed
