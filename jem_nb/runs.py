@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAIP_IMAGES', 'HISTORY', 'load_data', 'with_all_images', 'known_labels', 'build_trainer', 'make_record', 'answers',
-           'of_maps', 'sample_distance', 'run']
+           'of_maps', 'sample_distance', 'weights_description', 'run']
 
 # %% ../nbs/64_runs.ipynb #4cb37d0f
 import time
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .autocorrelation import correlogram_distance
 from .batches import Batches, named_generator, to_pixels
@@ -24,7 +24,7 @@ from .checkpoint import save_weights
 from .configuration import RunConfig
 from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_dataset
 from .divergence import side_that_ran
-from .evaluation import evaluate
+from .evaluation import energy_percentiles, evaluate
 from .landscape import energy_landscape, sample_sheet
 from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, versions
 from .metrics import nearest_distance, patch_distance, sample_statistics
@@ -158,6 +158,13 @@ def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset
     nearest = nearest_distance(samples[:100], real[:100])
     return distance | {"nearest_distance": finite_or_none(nearest), "correlogram_distance": finite_or_none(correlogram_distance(samples.cpu().double(), real.double(), min(16, real.shape[-1] // 2)))}
 
+# %% ../nbs/64_runs.ipynb #e64aa001
+def weights_description(config: RunConfig, network: nn.Module, train: ImageDataset, validation: ImageDataset) -> dict:  # JSON types
+    "What must be known to use a network elsewhere: how rasters become its images, what fills pixels without data, and which energies are usual."
+    means = train.images[:1000].mean(axis=(0, 2, 3)).round(2).tolist()
+    return {"run_id": config.run_id, "config": config.as_json(), "classes": train.classes, "bands": train.bands, "data": train.provenance,
+            "fill": means, "energies": energy_percentiles(network, validation.images)}
+
 # %% ../nbs/64_runs.ipynb #62b37078
 def run(
     config: RunConfig,
@@ -214,7 +221,7 @@ def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset
         for name, content in files.items():
             write_bytes(folder / name, content)
         if not trainer.stopped:
-            save_weights(folder / "weights.safetensors", trainer.evaluated.state_dict(), {"run_id": config.run_id, "config": config.as_json(), "classes": train.classes, "bands": train.bands})
+            save_weights(folder / "weights.safetensors", trainer.evaluated.state_dict(), weights_description(config, trainer.evaluated, train, validation))
         write_json(folder / "result.json", record)  # last: its presence says that the run is finished
     except OSError as error:
         raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the folder writable, "

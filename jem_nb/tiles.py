@@ -21,6 +21,7 @@ from rasterio.transform import Affine
 from .archives import read_members
 from .arrays import IGNORED, area_resize, cached_array, file_checksum, folder_checksum, majority_resize
 from .geotiff import read_geotiff
+from .pixels import PixelMeaning, metres_per_pixel, to_byte_range, valid_pixels
 from .records import did_you_mean, run_id
 from .tile_description import TileDescription, find_pairs
 
@@ -52,10 +53,7 @@ def _read_image(description: TileDescription, path: Path) -> _Raster:
     if not place["crs"] or place["transform"].b or place["transform"].d:
         raise ValueError(f"{path} has {'a rotated grid' if place['crs'] else 'no coordinate system'}: expected a north-up GeoTIFF with its place on Earth; warp or georeference it")
     pixels = pixels[[_position(name, band, place["descriptions"], path) for name, band in description.bands.items()]]
-    nodata = place["nodata"] if description.nodata is None else description.nodata
-    valid = np.isfinite(pixels).all(axis=0)
-    if nodata is not None:
-        valid &= (pixels != nodata).all(axis=0)
+    valid = valid_pixels(pixels, place["nodata"] if description.nodata is None else description.nodata)
     return _Raster(path, pixels, valid, place["crs"], place["transform"])
 
 
@@ -119,13 +117,6 @@ def _ranges(description: TileDescription, images: list[Path]) -> list[list[float
             raise ValueError(f"band {name!r} has the 2nd percentile {low:g} and the 98th {high:g}: expected them to differ; give its 'range'")
     return ranges
 
-
-def _to_bytes(pixels: np.ndarray, ranges: list[list[float]] | None) -> np.ndarray:  # uint8 `[C, H, W]`
-    if ranges is None:
-        return pixels
-    low, high = np.array(ranges).T[..., None, None]
-    return np.rint(255 * np.clip((np.nan_to_num(pixels.astype(np.float64)) - low) / (high - low), 0, 1)).astype(np.uint8)
-
 # %% ../nbs/13_tiles.ipynb #75dd262b
 @dataclass(frozen=True, eq=False)
 class Tiles:
@@ -162,7 +153,7 @@ def _cut_all(description: TileDescription, root: Path, tile_size: int, image_siz
     for key, image_path, label_path in pairs:
         image = _read_image(description, image_path)
         _check_alike(image, first := first or image)
-        planes = (_to_bytes(image.pixels, ranges), image.valid[None], _read_labels(description, label_path, image)[None])
+        planes = (to_byte_range(image.pixels, ranges), image.valid[None], _read_labels(description, label_path, image)[None])
         cut = [_cut(plane, tile_size) for plane in planes]
         grids[key] = [image.transform.c, image.transform.f, image.transform.a, image.transform.e, *image.valid.shape[::-1]]
         left_out["pixels_at_edges"] += image.valid.size - cut[1].size
@@ -180,7 +171,8 @@ def _cut_all(description: TileDescription, root: Path, tile_size: int, image_siz
                 bounds.append([*np.min(corners, axis=0).tolist(), *np.max(corners, axis=0).tolist()])
     if not samples:
         raise ValueError(f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {first.path}: left out {left_out}; lower tile_size, or correct 'values' or 'nodata'")
-    return np.stack(samples), {"names": names, "bounds": bounds, "places": places, "grids": grids, "crs": first.crs, "range": ranges, "rasters": len(pairs), "left_out": left_out}
+    metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
+    return np.stack(samples), {"names": names, "bounds": bounds, "places": places, "grids": grids, "crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges, "rasters": len(pairs), "left_out": left_out}
 
 # %% ../nbs/13_tiles.ipynb #d14cab2a
 @contextlib.contextmanager
@@ -218,7 +210,7 @@ def read_tiles(
     sha256 = _source_checksum(description, source)
     meaning = {name: value for name, value in asdict(description).items() if name not in ("source", "licence", "cite", "show_labels")}
     meaning["bands"] = list(description.bands.items())  # their order counts
-    entry = f"tiles-2-{sha256[:16]}-{run_id(meaning)}-{tile_size}-{image_size}"
+    entry = f"tiles-3-{sha256[:16]}-{run_id(meaning)}-{tile_size}-{image_size}"
 
     def cut() -> tuple[np.ndarray, dict]:
         with _opened(source) as root:
@@ -229,6 +221,7 @@ def read_tiles(
         "source": source.name, "sha256": sha256, "official": False, "note": "user's rasters: size, place, coordinate system and labels of each were checked",
         "licence": description.licence, "cite": description.cite, "show_labels": description.show_labels, "tile_size": tile_size, "pixels_sha256": details["array"]["sha256"],
     } | {name: details[name] for name in ("crs", "range", "rasters", "left_out")}
+    provenance["pixels"] = asdict(PixelMeaning(details["type"], details["range"] and tuple(map(tuple, details["range"])), description.nodata, details["metres"]))
     return Tiles(array[:, :-1], array[:, -1], np.array(details["bounds"]), details["crs"], tuple(details["names"]), np.array(details["places"]), details["grids"], provenance)
 
 # %% ../nbs/13_tiles.ipynb #4d5b317a

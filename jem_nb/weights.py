@@ -6,7 +6,9 @@
 __all__ = ['TrainedNetwork', 'load_network']
 
 # %% ../nbs/66_weights.ipynb #f51d89b0
+import math
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +16,10 @@ from torch import nn
 
 from .checkpoint import CheckpointError, read_weights
 from .configuration import RunConfig
+from .descriptions import from_object
+from .layers import normalize_spectrum
 from .networks import make_network
+from .pixels import PixelMeaning
 
 # %% ../nbs/66_weights.ipynb #59e52ccd
 @dataclass(frozen=True)
@@ -25,7 +30,17 @@ class TrainedNetwork:
     config: RunConfig
     classes: tuple[str, ...]
     bands: tuple[str, ...]
+    pixels: PixelMeaning  # how a raster's values become its images
+    fill: tuple[float, ...]  # 0 to 255, for pixels without data: the means of the training images, of each band
+    energies: tuple[float, ...]  # percentiles 0 to 100 of validation images, or of all their pixels
+    data: dict  # provenance of the training images
+    run_id: str
 
+    def __post_init__(self):
+        if len(self.fill) != len(self.bands) or not all(0 <= value <= 255 for value in self.fill):
+            raise ValueError(f"fill is {self.fill}: expected 0 to 255 for each of {len(self.bands)} bands")
+        if len(self.energies) != 101 or not all(math.isfinite(low) and low <= high for low, high in pairwise(self.energies)):
+            raise ValueError(f"energies are {self.energies[:3]} and {len(self.energies) - 3} more: expected 101 finite numbers, ascending")
 
 def load_network(path: str | Path) -> TrainedNetwork:
     "Read a network that `run` wrote; raises CheckpointError where file and network do not fit."
@@ -36,9 +51,13 @@ def load_network(path: str | Path) -> TrainedNetwork:
         if foreign := sorted(set(given) - known):
             raise ValueError(f"it names {', '.join(foreign)}, which this release does not know")
         config, classes, bands = RunConfig(**given), tuple(description["classes"]), tuple(description["bands"])
+        pixels = from_object(PixelMeaning, description["data"]["pixels"], "pixels")
         with torch.device("meta"):
             network = make_network(config.network, len(bands), len(classes), config.activation, config.normalization)
+        if config.normalization == "spectral":  # whose layers also hold the vectors of their power iteration
+            network = normalize_spectrum(network.to_empty(device="cpu"), torch.Generator())
         network.load_state_dict(tensors, assign=True)
+        network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        return TrainedNetwork(network, config, classes, bands, pixels, tuple(description["fill"]), tuple(description["energies"]), description["data"], str(description["run_id"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its description ({str(error).splitlines()[0]}): expected a file that this release of jem_nb wrote; use the release that did") from error
-    return TrainedNetwork(network.to(memory_format=torch.channels_last).eval().requires_grad_(False), config, classes, bands)
