@@ -18,6 +18,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_regularization": {"dataset": "eurosat"},
     "exp_segmentation_branch": {},
     "exp_sgld_steps": {"dataset": "eurosat"},
+    "exp_sjem_buffer": {},
     "exp_sjem_unet": {},
     "exp_speed": {"time_anew": False},
     "exp_stabilizers": {"dataset": "eurosat"},

@@ -18,7 +18,7 @@ from .checkpoint import CheckpointError, read_weights
 from .configuration import RunConfig
 from .descriptions import from_object
 from .layers import normalize_spectrum
-from .networks import make_network
+from .networks import is_segmentation, make_network
 from .pixels import PixelMeaning
 
 # %% ../nbs/66_weights.ipynb #59e52ccd
@@ -35,6 +35,11 @@ class TrainedNetwork:
     energies: tuple[float, ...]  # percentiles 0 to 100 of validation images, or of all their pixels
     data: dict  # provenance of the training images
     run_id: str
+
+    @property
+    def segmentation(self) -> bool:
+        "Whether it gives logits for each pixel."
+        return is_segmentation(self.config.network)
 
     def __post_init__(self):
         if len(self.fill) != len(self.bands) or not all(0 <= value <= 255 for value in self.fill):
