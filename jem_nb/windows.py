@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRIDE', 'NEAR', 'LARGEST_FACTOR', 'MOST_WITHOUT_DATA', 'reach', 'Layout', 'find_bands', 'shrink_factor',
-           'check_values', 'nodata_of', 'lay_out', 'read_window', 'window_logits', 'layer_names', 'map_layers']
+           'check_values', 'nodata_of', 'usual_window', 'lay_out', 'read_window', 'window_logits', 'layer_names',
+           'map_layers']
 
 # %% ../nbs/80_windows.ipynb #bf8b2214
 from dataclasses import dataclass
@@ -122,10 +123,16 @@ def nodata_of(file: DatasetReader, trained: TrainedNetwork) -> float | None:
     return trained.pixels.nodata if file.nodata is None else file.nodata
 
 # %% ../nbs/80_windows.ipynb #23f13e33
+def usual_window(network: nn.Module) -> int:  # pixels along a side
+    "A window whose widest features, where the last level of a U-Net begins, take 200 MB at most: then maps of any size need less than 2 GB."
+    widest = network.decoder.levels[-1][0].in_channels if hasattr(network, "decoder") else 48
+    return min(1024, max(128, int((2.1e8 / 4 / widest) ** 0.5) // 128 * 128))
+
+
 def lay_out(
     file: DatasetReader,
     trained: TrainedNetwork,
-    window: int = 1024,  # pixels that the network sees, along the side of a window's part
+    window: int | None = None,  # pixels that the network sees, along the side of a window's part; None: see `usual_window`
     bands: tuple[int, ...] | None = None,  # from 1; None: by name or in order
     any_resolution: bool = False,  # use pixels of any size as they are
 ) -> Layout:
@@ -133,6 +140,7 @@ def lay_out(
     chosen = find_bands(file, trained.bands, bands)
     check_values(file, chosen, trained)
     shrink = shrink_factor(file, None if any_resolution else trained.pixels.metres)
+    window = usual_window(trained.network) if window is None else window
     if window < 16:
         raise ValueError(f"window is {window}: expected 16 pixels or more")
     if trained.segmentation:
@@ -199,6 +207,13 @@ def map_layers(
     "Class, probabilities, energy, entropy in nats, and whether the energy is at most the threshold."
     probabilities, energy = logits.softmax(0), energy_of_logits(logits[None])[0]
     entropy = torch.special.entr(probabilities).sum(0)
-    layers = torch.cat([logits.argmax(0)[None].float(), probabilities, energy[None], entropy[None], (energy <= threshold)[None].float()]).numpy()
+    within = (energy <= threshold)[None].float()
+    layers = torch.cat([logits.argmax(0)[None].float(), _rounded(probabilities), _rounded(energy)[None], _rounded(entropy)[None], within]).numpy()
     layers[:, ~data] = np.nan
     return layers
+
+
+def _rounded(values: Tensor) -> Tensor:  # float32
+    "Values to 14 significant bits, four digits: the rest is noise that no compression can shrink."
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2**14).round() / 2**14, exponent)
