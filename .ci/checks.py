@@ -20,6 +20,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_sgld_steps": {"dataset": "eurosat"},
     "exp_sjem_buffer": {},
     "exp_sjem_unet": {},
+    "exp_sjem_wrn_unet": {},
     "exp_speed": {"time_anew": False},
     "exp_stabilizers": {"dataset": "eurosat"},
     "exp_time_to_quality": {"dataset": "eurosat"},
