@@ -6,6 +6,7 @@
 __all__ = ['plot_scores', 'plot_sheets', 'plot_correlograms', 'plot_distances', 'plot_energies']
 
 # %% ../nbs/78_segmentation_figures.ipynb #e948775b
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -57,14 +58,16 @@ def plot_sheets(
     columns = min(6, len(pictures))
     lines, width = -(-len(pictures) // columns), min(3.0, 9.0 / columns)
     alike = len({tuple(names) for _, names in sheets.values()}) == 1  # then the rows are named once
-    figure, axes = new_panels(lines, columns, (0.6 + width * columns, 0.5 + lines * (0.4 + width * tallest)))
+    named = 0.08 * max(len(name) for _, names in sheets.values() for name in names)  # inches that a row's name takes
+    drawn = width - (0.1 if alike else named)
+    figure, axes = new_panels(lines, columns, (named + width * columns, 0.1 + 0.35 * (classes is not None) + lines * (0.45 + drawn * tallest)))
     for place, (panel, (title, (_, names))) in enumerate(zip(axes.flat, sheets.items())):
         picture = pictures[title]
         height = picture.shape[0] / len(names)
         panel.imshow(picture, interpolation="nearest")
         shown = names if place % columns == 0 or not alike else [""] * len(names)
         panel.set_anchor("N")  # pictures of fewer rows end sooner
-        panel.set(title=title, xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=shown)
+        panel.set(title=textwrap.fill(title, int(14 * width)), xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=shown)
     for panel in axes.flat[len(pictures):]:
         panel.set_axis_off()
     if classes is not None:
