@@ -96,6 +96,8 @@ def check_work(config: Any) -> None:  # of `62_configuration`, a RunConfig
     if config.feedback != "none" and (config.joint_weight or not config.marginal_weight):
         raise ValueError(f"feedback is {config.feedback!r} with marginal_weight {config.marginal_weight:g} and joint_weight {config.joint_weight:g}: "
                          "it is on samples of p(x); expected a positive one and 0")
+    if config.plain_marginal and not config.unlabelled_images:
+        raise ValueError("unlabelled_images is False with plain_marginal, which gives p(x) images of its own, from all that there are: expected one of them")
     if config.images_at_once and config.normalization == "batch":
         raise ValueError("images_at_once with normalization 'batch': its statistics are those of a whole batch; expected 'none' or 'group', or no images_at_once")
     if config.coarse_epochs and (config.image_size % 2 or config.image_size < 16 or config.coarse_epochs >= config.epochs):

@@ -43,6 +43,7 @@ class RunConfig:
     data_noise: float = 0.03  # standard deviation, in the pixel range of [-1, 1]
     evaluation_noise: float | None = None  # of validation images; None: that of training
     plain_marginal: bool = False  # p(x) sees its images without shift, flip and noise
+    unlabelled_images: bool = True  # p(x) sees images without labels too
     without_classes: tuple[str, ...] = ()
     tile_size: int | None = None  # pixels of an aerial image that make one sample, a multiple of image_size; None: image_size
     block_size: float = BLOCK_SIZE  # metres, of the blocks by which aerial images are split

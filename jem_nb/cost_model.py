@@ -56,7 +56,7 @@ def passes_per_iteration(
     chains = economy.chains(images) * (generative + bool(config.joint_weight))
     mean_steps = (config.steps + (config.steps if config.first_steps is None else config.first_steps)) / 2 / config.walk_every
     coarse = 1 - 0.75 * config.coarse_epochs / config.epochs
-    trained = min(images, config.labelled_images) + chains + (images if generative and (config.plain_marginal or config.labels_percent < 100) else 0)
+    trained = min(images, config.labelled_images) + chains + (images if generative and (config.plain_marginal or config.labels_percent < 100 and config.unlabelled_images) else 0)
     judged = (images + chains) if config.feedback != "none" and config.feedback_measure in ("energy", "features") else 0
     at_once, backward = config.images_at_once or trained, 3 * (2 if config.sharpness else 1)
     calls = 2 * mean_steps * -(-chains // at_once) + backward * -(-trained // at_once)

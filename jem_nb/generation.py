@@ -90,8 +90,9 @@ def kernel_distance(
 def nearest_images(
     samples: Tensor,  # `[N, C, H, W]`
     images: Tensor,  # `[M, C, H, W]`
-) -> tuple[Tensor, Tensor]:  # int64 [N], the nearest image of each sample, and [N], root mean square distances in pixel range
+    count: int = 1,  # how many for each sample
+) -> tuple[Tensor, Tensor]:  # int64 [N, count], the nearest images of each sample, and [N, count], root mean square distances in pixel range
     "The images that samples may have been copied from."
     distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double()) / samples[0].numel() ** 0.5
-    nearest = distances.min(dim=1)
+    nearest = distances.topk(count, largest=False)
     return nearest.indices, nearest.values

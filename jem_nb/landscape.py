@@ -72,5 +72,5 @@ def sample_sheet(
         top, left = height * (number // columns), width * (number % columns)
         sheet[top : top + height, left : left + width] = image
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, format=kind, optimize=True, quality=quality)
+    Image.fromarray(sheet).save(file, format=kind, optimize=True, quality=quality, subsampling=0 if quality > 90 else -1)  # JPEG would halve the resolution of colours
     return file.getvalue()

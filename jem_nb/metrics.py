@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'sample_statistics', 'frechet_distance', 'random_patches', 'patch_distance', 'nearest_distance',
-           'SurvivalCurve', 'survival_curve', 'logrank_p_value', 'holm']
+           'SurvivalCurve', 'survival_curve', 'logrank_p_value', 'paired_p_value', 'holm']
 
 # %% ../nbs/47_metrics.ipynb #26894137
 import warnings
@@ -148,6 +148,18 @@ def logrank_p_value(
     with np.errstate(invalid="ignore"):  # zero divided by zero where nobody died
         p_value = float(scipy.stats.logrank(first, second).pvalue)
     return 1.0 if np.isnan(p_value) else p_value
+
+# %% ../nbs/47_metrics.ipynb #47aa0001
+def paired_p_value(
+    differences: Sequence[float],  # of a score, seed by seed
+) -> float:  # two-sided; NaN for fewer than two pairs
+    "Student's t-test that the mean of differences is 0 (`scipy.stats.ttest_1samp`)."
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return float("nan")
+    if np.ptp(values) == 0:  # no spread at all: equal, or surely different
+        return float(values[0] == 0)
+    return float(scipy.stats.ttest_1samp(values, 0.0).pvalue)
 
 # %% ../nbs/47_metrics.ipynb #ded27d57
 def holm(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .styles import CASE_COLORS, STYLE, add_title, new_panels
 
-MODEL_COLORS = {"JEM": "#0072B2", "classifier, equal epochs": "#E69F00", "classifier, equal work": "#000000"}
+MODEL_COLORS = {"JEM": "#0072B2", "JEM of labelled images": "#CC79A7", "classifier, equal epochs": "#E69F00", "classifier, equal work": "#000000"}
 
 # %% ../nbs/79_probe_tables.ipynb #8c03d076
 def _answer(record: Mapping, probe: str):
@@ -31,15 +31,18 @@ def _answer(record: Mapping, probe: str):
 def calibration_runs(
     records: Sequence[Mapping],  # finished records
     cases: Sequence[Mapping],  # columns that name the case of each
-) -> pd.DataFrame:  # two rows a run, as it is and temperature-scaled; NaN where it diverged
-    "Scores of every run on the reported half of its validation images."
+) -> pd.DataFrame:  # four rows a run: at its end and where its loss on the fitting images was lowest, each as it is and temperature-scaled; NaN where it diverged
+    "Scores of every run on the validation images that are reported."
     rows = []
     for record, case in zip(records, cases, strict=True):
-        answer = _answer(record, "calibration")
-        for scaled in (False, True):
-            scores = answer["scaled" if scaled else "plain"] if answer else {}
-            rows.append({**case, "temperature_scaled": scaled, "seed": record["config"]["seed"], "diverged": answer is None, **scores,
-                         "temperature": answer["temperature"] if answer else np.nan, "seconds": record["seconds"]})
+        ended = _answer(record, "calibration")
+        on_the_way = [scores | {"epoch": evaluation["epoch"]} for evaluation in record["evaluations"] if evaluation["epoch"] and (scores := evaluation["calibration"])] if ended else []
+        lowest = min(on_the_way, key=lambda scores: scores["fitted_nll"]) if on_the_way else None
+        for stopped, answer in (("end", ended and ended | {"epoch": record["epochs_completed"]}), ("lowest loss", lowest)):
+            for scaled in (False, True):
+                scores = answer["scaled" if scaled else "plain"] if answer else {}
+                rows.append({**case, "stopped": stopped, "temperature_scaled": scaled, "seed": record["config"]["seed"], "diverged": ended is None, **scores,
+                             "temperature": answer["temperature"] if answer else np.nan, "epoch": answer["epoch"] if answer else np.nan, "seconds": record["seconds"]})
     return pd.DataFrame(rows)
 
 
@@ -55,7 +58,7 @@ def summary(
 # %% ../nbs/79_probe_tables.ipynb #ef9aac1d
 @plt.rc_context(STYLE)
 def plot_labels(
-    runs: pd.DataFrame,  # of `calibration_runs`, with columns split, labels_percent and model
+    runs: pd.DataFrame,  # of `calibration_runs`, of one way to stop, with columns split, labels_percent and model
     quantities: Mapping[str, str],  # column and label of each row of panels
     title: str,
 ) -> Figure:
@@ -67,11 +70,13 @@ def plot_labels(
             for model, color in MODEL_COLORS.items():
                 for scaled in ((False, True) if column != "accuracy" else (False,)):
                     some = runs[(runs["split"] == split) & (runs["model"] == model) & (runs["temperature_scaled"] == scaled)]
+                    if not len(some):
+                        continue
                     mean = some.groupby("labels_percent")[column].mean()
                     panel.plot(mean.index, mean, "--" if scaled else "-", color=color, label=model + (", temperature" if scaled else ""), lw=1.2)
                     if not scaled:
                         panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
-            panel.set(xscale="log", ylim=(0, None), title=split if row is axes[0] else None, xlabel="labelled images (%)" if row is axes[-1] else None)
+            panel.set(xscale="log", **({"yscale": "log"} if column.startswith("ece") else {"ylim": (0, None)}), title=split if row is axes[0] else None, xlabel="labelled images (%)" if row is axes[-1] else None)
             panel.set_xticks(sorted(runs["labels_percent"].unique()), [f"{percent:g}" for percent in sorted(runs["labels_percent"].unique())])
             panel.minorticks_off()
         row[0].set_ylabel(label)
@@ -138,6 +143,9 @@ def plot_unknown(
     return figure
 
 # %% ../nbs/79_probe_tables.ipynb #f19fea14
+_UNITS = {"log p(x)": "nats, but for a constant", "max p(y|x)": "probability", "approximate mass": "nats a pixel range", "kNN": "minus distance"}
+
+
 @plt.rc_context(STYLE)
 def plot_histograms(
     answers: Mapping[str, Mapping],  # by model: what a run said of one unknown kind, by score
@@ -152,7 +160,8 @@ def plot_histograms(
             edges = np.linspace(*result["range"], len(result["known"]) + 1)
             for name, color in (("known", "#0072B2"), ("unknown", "#D55E00")):
                 panel.stairs(np.array(result[name]) / sum(result[name]), edges, fill=True, color=color, alpha=0.5, label=name)
-            panel.set(title=f"{score}, {result['auroc']:.0f} %", yticks=[])
+            told = "" if result["auroc"] is None else f", {result['auroc']:.0f} %"
+            panel.set(title=f"{score}{told}", yticks=[], xlabel=_UNITS.get(score))
         row[0].set_ylabel(model.replace(", ", "\n"))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     add_title(figure, title)

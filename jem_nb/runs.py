@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAIP_IMAGES', 'HISTORY', 'load_data', 'with_all_images', 'known_labels', 'build_trainer', 'make_record', 'answers',
-           'of_maps', 'sample_distance', 'weights_description', 'run']
+           'of_maps', 'calibration_now', 'sample_distance', 'weights_description', 'run']
 
 # %% ../nbs/64_runs.ipynb #4cb37d0f
 import time
@@ -24,12 +24,12 @@ from .checkpoint import save_weights
 from .configuration import RunConfig
 from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_dataset
 from .divergence import side_that_ran
-from .evaluation import energy_percentiles, evaluate
+from .evaluation import energy_percentiles, evaluate, logits_of_batches
 from .landscape import energy_landscape, sample_sheet
 from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, versions
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
-from .probes import PROBES, Subject, check_probes
+from .probes import PROBES, Subject, calibration_scores, check_probes
 from .records import finite_or_none, five_digits, locked, read_record, require_writable, run_folder, write_bytes, write_json
 from .reference import ReferenceTrainer
 from .restart import Restart
@@ -87,16 +87,16 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
         batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise, known_labels(config, train)),
-        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision) | sample_distance(config, buffer, train),
+        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision) | sample_distance(config, buffer, train) | calibration_now(config, network, validation),
         optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2)),
-        schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), feedback=config.heed(), plain_marginal=config.plain_marginal,
+        schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), feedback=config.heed(), plain_marginal=config.plain_marginal, unlabelled_images=config.unlabelled_images,
         evaluate_every=config.evaluate_every,
         # runs share a machine with other runs; a graphics card's work is not in the processor's time
         clock=time.process_time if device == "cpu" else time.perf_counter,
     )
 
 # %% ../nbs/64_runs.ipynb #4eac8071
-HISTORY = ("energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement", "pixels_outside_percent", "spread")
+HISTORY = ("energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement", "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight")
 
 
 def make_record(
@@ -146,6 +146,14 @@ def of_maps(config: RunConfig, trainer: Trainer, samples: Tensor, train: ImageDa
     }
 
 # %% ../nbs/64_runs.ipynb #010c3fb4
+def calibration_now(config: RunConfig, network: nn.Module, validation: ImageDataset) -> dict:
+    "For runs that are asked how well calibrated they are at the end: how well they are on the way."
+    if "calibration" not in config.probes:
+        return {}
+    logits = torch.cat([logits for _, logits in logits_of_batches(network, validation.images, config.seed, config.noise_of_evaluation, config.precision, 250)])
+    return {"calibration": calibration_scores(logits, torch.from_numpy(validation.labels))}
+
+
 def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset) -> dict:
     "How far the buffer's images are from the training images; nothing for a run without chains."
     if not (config.marginal_weight or config.joint_weight):
@@ -208,7 +216,7 @@ def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset
         found, pictures = answers(config, trainer, train, validation)
         record |= {"probes": found} if config.probes else {}
         record |= {"snapshot_epochs": list(snapshots[0].maps), "map_rows": snapshots[0].map_rows()} if snapshots else {}
-    files = {f"{name}.jpg": sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 80) for name, images in pictures.items()}
+    files = {f"{name}.jpg": sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 92) for name, images in pictures.items()}
     if not snapshots:
         files["samples.png"] = picture
     for seen in snapshots:

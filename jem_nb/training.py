@@ -20,7 +20,7 @@ from .checkpoint import copied_state
 from .descent import Descent, Schedule
 from .economy import Economy
 from .evaluation import device_of
-from .feedback import Feedback, implausibility, measured
+from .feedback import FLOORS, LIMIT, Feedback, implausibility, measured
 from .metrics import sample_statistics
 from .objective import Objective
 from .precision import working_precision
@@ -68,6 +68,7 @@ class TrainingState:
     descent: Descent = Descent()
     feedback: Feedback = Feedback()
     plain_marginal: bool = False  # p(x) sees its images without augmentation and noise
+    unlabelled_images: bool = True  # p(x) sees images without labels too
     evaluate_every: int = 1  # epochs; the last is always evaluated
     callbacks: Sequence[Callback] = ()
     epoch: int = 0  # completed epochs
@@ -157,7 +158,7 @@ class Trainer(TrainingState):
         rate = self.rate_factor * self.schedule(self.iteration, self.epoch)
         device = device_of(self.network)
         images, labels = self.economy.resolution(images.to(device), self.epoch), labels.to(device)
-        real = self.batches.unlabelled(self.epoch, number, self.plain_marginal) if self.objective.marginal_weight else None
+        real = self.batches.unlabelled(self.epoch, number, self.plain_marginal) if self.objective.marginal_weight and self.unlabelled_images else None
         real = None if real is None else self.economy.resolution(real.to(device), self.epoch)
         others = self._walk(labels, number, device, images if real is None else real) | {"real": real}
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,6 +217,7 @@ class Trainer(TrainingState):
             samples["generated"] = self._chain(count, drawn, noise, real)
             if self.feedback.kind == "weight":
                 samples["weights"] = self.feedback.weights(self._implausible(samples["generated"], real)).to(real)
+                self.measures["feedback_weight"] = samples["weights"].mean().item()
         if self.objective.joint_weight:  # p(x, y) with the classes of the batch, so that only the images differ
             given = labels[torch.arange(count, device=device) % len(labels)]
             samples["joint"] = self._chain(count, given, noise, real), given
@@ -243,7 +245,9 @@ class Trainer(TrainingState):
         if self.feedback.measure in ("energy", "features"):
             for batch in (generated, real):
                 self._spend(1, batch)
-        return implausibility(*measured(self.feedback.measure, self.network, generated, real))
+        found = implausibility(*measured(self.feedback.measure, self.network, generated, real), FLOORS.get(self.feedback.measure, 0.0))
+        self.measures |= {"implausibility": finite_or_none(found.median().item()), "implausible_percent": 100 * (found > LIMIT).double().mean().item()}
+        return found
 
     def _evaluate(self) -> None:
         spent = {"seconds": round(self.seconds, 3), "image_passes": round(self.passes)}

@@ -71,5 +71,5 @@ def image_scores(
             energy = energy_of_logits(logits)
             (gradient,) = torch.autograd.grad(energy.sum(), x)
             distance = torch.cdist(nn.functional.normalize(features.detach(), dim=1), bank).kthvalue(min(neighbour, len(bank)), dim=1).values
-            parts.append([-energy.detach(), logits.detach().softmax(1).max(1).values, -gradient.flatten(1).norm(dim=1), -distance])
+            parts.append([-energy.detach(), logits.detach().double().softmax(1).max(1).values, -gradient.flatten(1).norm(dim=1), -distance])
     return {name: torch.cat(values).double().cpu().numpy() for name, values in zip(SCORES, zip(*parts))}
