@@ -7,7 +7,7 @@ __all__ = ['MODEL_COLORS', 'calibration_runs', 'summary', 'plot_labels', 'plot_r
            'plot_histograms', 'attack_runs', 'plot_attacks', 'generation_runs', 'plot_generation', 'plot_classes']
 
 # %% ../nbs/79_probe_tables.ipynb #f1535663
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,6 +26,21 @@ def _answer(record: Mapping, probe: str):
     if probe not in record["config"]["probes"]:
         raise ValueError(f"run {record['run_id']} was not asked for {probe!r}: expected it among its probes, {tuple(record['config']['probes'])}")
     return record["probes"].get(probe)
+
+
+def _rows(
+    records: Sequence[Mapping], cases: Sequence[Mapping], probe: str,
+    listed: Callable[[Mapping], list[tuple[dict, dict]]],  # of an answer: what was asked, and its scores
+) -> pd.DataFrame:
+    "A row a run and question; runs that diverged were asked what others of their data were, and have no scores."
+    answers = [_answer(record, probe) for record in records]
+    def data(record): return repr([record["config"].get(name) for name in ("split", "without_classes")])
+    questions = {data(record): [asked for asked, _ in listed(answer)] for record, answer in zip(records, answers) if answer}
+    rows = []
+    for record, case, answer in zip(records, cases, answers, strict=True):
+        run = {**case, "seed": record["config"]["seed"], "diverged": answer is None}
+        rows += [run | asked | scores for asked, scores in (listed(answer) if answer else [(asked, {}) for asked in questions.get(data(record), [{}])])]
+    return pd.DataFrame(rows)
 
 
 def calibration_runs(
@@ -105,13 +120,8 @@ def plot_reliability(
 # %% ../nbs/79_probe_tables.ipynb #988d6ee2
 def unknown_runs(records: Sequence[Mapping], cases: Sequence[Mapping]) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, kind and score
     "How well each run's scores tell each unknown kind from the known one."
-    rows = []
-    for record, case in zip(records, cases, strict=True):
-        answer = _answer(record, "unknown")
-        compared = [(kind, score, result) for kind, scores in answer["kinds"].items() for score, result in scores.items()] if answer else [(None, None, {})]
-        rows += [{**case, "out_of_distribution": kind, "score": score, "seed": record["config"]["seed"], "diverged": answer is None,
-                  "auroc": result.get("auroc"), "fpr95": result.get("fpr95")} for kind, score, result in compared]
-    return pd.DataFrame(rows)
+    return _rows(records, cases, "unknown", lambda answer: [({"out_of_distribution": kind, "score": score}, {name: result[name] for name in ("auroc", "fpr95")})
+                                                            for kind, scores in answer["kinds"].items() for score, result in scores.items()])
 
 
 @plt.rc_context(STYLE)
@@ -170,11 +180,7 @@ def plot_histograms(
 # %% ../nbs/79_probe_tables.ipynb #f45456c8
 def attack_runs(records: Sequence[Mapping], cases: Sequence[Mapping]) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, norm, radius and defence
     "The accuracy of each run under attack."
-    rows = []
-    for record, case in zip(records, cases, strict=True):
-        answer = _answer(record, "attacks")
-        rows += [{**case, "seed": record["config"]["seed"], "diverged": answer is None, **row} for row in (answer or [{}])]
-    return pd.DataFrame(rows)
+    return _rows(records, cases, "attacks", lambda answer: [({name: row[name] for name in ("norm", "radius", "defence")}, {"accuracy": row["accuracy"]}) for row in answer])
 
 
 @plt.rc_context(STYLE)
@@ -202,12 +208,7 @@ def plot_attacks(
 # %% ../nbs/79_probe_tables.ipynb #99c7ee13
 def generation_runs(records: Sequence[Mapping], cases: Sequence[Mapping]) -> pd.DataFrame:  # as in `calibration_runs`; one row a run and kind of samples
     "How good the samples of each run are; floor and ceiling are kinds too."
-    rows = []
-    for record, case in zip(records, cases, strict=True):
-        answer = _answer(record, "generation")
-        judged = answer["kinds"].items() if answer else [(None, {})]
-        rows += [{**case, "kind": kind, "seed": record["config"]["seed"], "diverged": answer is None, **scores} for kind, scores in judged]
-    return pd.DataFrame(rows)
+    return _rows(records, cases, "generation", lambda answer: [({"kind": kind}, dict(scores)) for kind, scores in answer["kinds"].items()])
 
 
 @plt.rc_context(STYLE)
@@ -218,7 +219,7 @@ def plot_generation(
 ) -> Figure:
     "Every run a dot, by kind of samples; grey lines: the floor, real images, and the ceiling, noise."
     runs = runs[~runs["diverged"]]
-    kinds = [kind for kind in dict.fromkeys(runs["kind"]) if kind not in ("floor", "ceiling")]
+    kinds = [kind for kind in dict.fromkeys(runs["kind"]) if kind not in ("floor", "floor, with noise", "ceiling")]
     figure, axes = new_panels(1, len(quantities), (1.1 + 2.5 * len(quantities), 3), sharey=True)
     for panel, (column, label) in zip(axes[0], quantities.items()):
         for mark, style in (("floor", "-"), ("ceiling", ":")):
