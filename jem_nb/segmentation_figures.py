@@ -67,7 +67,7 @@ def plot_sheets(
         panel.imshow(picture, interpolation="nearest")
         shown = names if place % columns == 0 or not alike else [""] * len(names)
         panel.set_anchor("N")  # pictures of fewer rows end sooner
-        panel.set(title=textwrap.fill(title, int(14 * width)), xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=shown)
+        panel.set(title=textwrap.fill(title, int(14 * drawn)), xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=shown)
     for panel in axes.flat[len(pictures):]:
         panel.set_axis_off()
     if classes is not None:
