@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
             with open_geotiff(given.raster) as file:
                 layout = lay_out(file, trained, given.window, given.bands, given.any_resolution)
                 bands = ", ".join(f"{name} from band {number}" for name, number in zip(trained.bands, layout.bands))
-                print(f"{trained.config.network}, {len(trained.classes)} classes; {bands}; cells of {layout.scale}x{layout.scale} pixels, {len(layout.windows):,} windows", flush=True)
+                print(f"{trained.config.network}, {len(trained.classes)} classes; {bands}; cells of {layout.scale}x{layout.scale} pixels; windows: {len(layout.windows):,}", flush=True)
         if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core for what comes after the network
         path = write_map(weights, given.raster, given.output, given.window, given.kept, not given.no_probabilities, given.bands, given.any_resolution, given.overwrite, not given.quiet)
