@@ -114,7 +114,7 @@ def kinds_of_images(train: ImageDataset, validation: ImageDataset) -> tuple[np.n
     if left_out := origin.get("without_classes"):
         _, whole = load_dataset(train.name, size, origin["split"], None, None, origin["seed"])
         wanted = [whole.classes.index(name) for name in left_out]
-        return validation.images[:IMAGES], {"without " + ", ".join(left_out): whole.images[np.isin(whole.labels, wanted)][:IMAGES]}
+        return validation.images[:IMAGES], {", ".join(left_out): whole.images[np.isin(whole.labels, wanted)][:IMAGES]}
     if origin["split"] == "spatial":  # as many of each class on both sides, so that nothing but the ground differs
         here, there = _as_many_of_each(unused(train), validation)
         return here, {"other ground": there}
