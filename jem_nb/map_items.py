@@ -12,7 +12,6 @@ from pathlib import Path
 
 import rasterio
 from rasterio.warp import transform_geom
-from torch import nn
 
 from .label_maps import class_colours
 from .records import write_json

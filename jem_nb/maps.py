@@ -41,8 +41,9 @@ def find_weights(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         if not (path / "weights.safetensors").is_file():
-            finished = "it diverged or was not trained here: weights are not committed; train it again" if (path / "result.json").is_file() else "expected the folder of a finished run, or a .safetensors file"
-            raise FileNotFoundError(f"{path} has no weights.safetensors: {finished}")
+            known = (path / "result.json").is_file()
+            raise FileNotFoundError(f"{path} has no weights.safetensors: " + ("it diverged or was not trained here: weights are not committed; train it again" if known
+                                                                              else "expected the folder of a finished run, or a .safetensors file"))
         return path / "weights.safetensors"
     if not path.is_file():
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*")]) if path.parent.is_dir() else ""

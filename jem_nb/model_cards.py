@@ -65,7 +65,8 @@ def _data(data: dict) -> list[str]:
 
 def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
     config = record["config"]
-    lines = [f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for {record['epochs_completed']} epochs. Figures hold for this data (split: {config['split']}), and for no other place, sensor or season.",
+    lines = [f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for {record['epochs_completed']} epochs. "
+             f"Figures hold for this data (split: {config['split']}), and for no other place, sensor or season.",
              f"- {sum(other['status'] == 'diverged' for other in alike)} of {len(alike)} runs of this kind diverged.",
              "- Whether an energy tells the unknown from the known has to be measured on data of its user's; the repository's exp_ood measures it for some."]
     if not (config["marginal_weight"] or config["joint_weight"]):
@@ -80,13 +81,15 @@ def model_card(trained: TrainedNetwork, record: dict, alike: Sequence[dict]) -> 
     defaults = RunConfig().as_json()
     changed = pd.DataFrame([{"field": field.name, "value": str(value)} for field in fields(config) if (value := config.as_json()[field.name]) != defaults[field.name]])
     figures = card_figures(record, alike)
+    measured = f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over runs that differ in their seed only."
+    python = ["```python", "from jem_nb.weights import load_network", "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]", "```"]
     parts = {
         f"# {config.network}, a joint energy-based model of {name}": [f"Run `{record['run_id']}`, seed {config.seed}: a class for each {each}, and an energy that says how usual it is."],
         "## Data and licence": _data(record["data"]),
         "## Input and output": _input(trained),
-        "## Figures": [f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over runs that differ in their seed only.", "", markdown_table(figures) if len(figures) else "None were measured."],
+        "## Figures": [measured, "", markdown_table(figures) if len(figures) else "None were measured."],
         "## Limits": _limits(record, alike),
-        "## How to load and apply it": ["```python", "from jem_nb.weights import load_network", "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]", "```", "", "    jem-map weights.safetensors IN.tif OUT.tif"],
+        "## How to load and apply it": [*python, "", "    jem-map weights.safetensors IN.tif OUT.tif"],
         "## Protocol": ["What differs from the recipe of JEM's reference (`RunConfig`); none of it is needed to apply the network.", "", markdown_table(changed), "",
                         f"{', '.join(f'{what} {number}' for what, number in record['versions'].items())}; commit {record['commit']}; {record['seconds']:,.0f} s on {record['device']}."],
     }
@@ -109,7 +112,8 @@ def publish_model(run: str | Path, folder: str | Path) -> Path:  # the folder
 
 def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     "The command jem-model."
-    parser = argparse.ArgumentParser(prog="jem-model", description="Put a trained network into a folder to be given away: weights.safetensors and a card (README.md) with data, licence, figures, limits and use.")
+    parser = argparse.ArgumentParser(prog="jem-model", description="Put a trained network into a folder to be given away: weights.safetensors, "
+                                     "and a card (README.md) with data, licence, figures, limits and use.")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("folder", metavar="FOLDER", help="where weights and card go")
     parser.add_argument("--events", action="store_true", help="add the history as TensorBoard event files, in FOLDER/events")

@@ -91,7 +91,8 @@ def plot_labels(
                     panel.plot(mean.index, mean, "--" if scaled else "-", color=color, label=model + (", temperature" if scaled else ""), lw=1.2)
                     if not scaled:
                         panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
-            panel.set(xscale="log", **({"yscale": "log"} if column.startswith("ece") else {"ylim": (0, None)}), title=split if row is axes[0] else None, xlabel="labelled images (%)" if row is axes[-1] else None)
+            panel.set(xscale="log", title=split if row is axes[0] else None, xlabel="labelled images (%)" if row is axes[-1] else None)
+            panel.set(**({"yscale": "log"} if column.startswith("ece") else {"ylim": (0, None)}))
             panel.set_xticks(sorted(runs["labels_percent"].unique()), [f"{percent:g}" for percent in sorted(runs["labels_percent"].unique())])
             panel.minorticks_off()
         row[0].set_ylabel(label)

@@ -203,8 +203,8 @@ def sample_kinds(subject: Subject, count: int, steps: int) -> dict[str, tuple[Te
             "class, noise": drawn(long, fresh, asked), "class, noise, guided": drawn(long, fresh, asked, 1.0)}
 
 # %% ../nbs/51_probes.ipynb #b2621d28
-def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterations: int = 6000, pupil_iterations: int = 1500) -> dict:  # JSON types; "pictures": by name [N, C, H, W], left out of the record
-    "How good samples are, and pictures of them."
+def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterations: int = 6000, pupil_iterations: int = 1500) -> dict:  # JSON types
+    "How good samples are, and \"pictures\" of them by name, [N, C, H, W], which are left out of the record."
     real, validation = (to_pixels(torch.from_numpy(np.ascontiguousarray(dataset.images))) for dataset in (subject.train, subject.validation))
     count = min(count, len(validation) // 2)  # the others test what was learnt from samples
     apart = unused(subject.train)

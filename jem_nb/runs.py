@@ -87,16 +87,19 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
         batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise, known_labels(config, train)),
-        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision) | sample_distance(config, buffer, train) | calibration_now(config, network, validation),
+        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision)
+        | sample_distance(config, buffer, train) | calibration_now(config, network, validation),
         optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2)),
-        schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), feedback=config.heed(), plain_marginal=config.plain_marginal, unlabelled_images=config.unlabelled_images,
+        schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), feedback=config.heed(),
+        plain_marginal=config.plain_marginal, unlabelled_images=config.unlabelled_images,
         evaluate_every=config.evaluate_every,
         # runs share a machine with other runs; a graphics card's work is not in the processor's time
         clock=time.process_time if device == "cpu" else time.perf_counter,
     )
 
 # %% ../nbs/64_runs.ipynb #4eac8071
-HISTORY = ("energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement", "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight")
+HISTORY = ("energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement", "pixels_outside_percent", "spread",
+           "implausibility", "implausible_percent", "feedback_weight")
 
 
 def make_record(

@@ -172,7 +172,8 @@ def _cut_all(description: TileDescription, root: Path, tile_size: int, image_siz
     if not samples:
         raise ValueError(f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {first.path}: left out {left_out}; lower tile_size, or correct 'values' or 'nodata'")
     metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
-    return np.stack(samples), {"names": names, "bounds": bounds, "places": places, "grids": grids, "crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges, "rasters": len(pairs), "left_out": left_out}
+    read = {"crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges, "rasters": len(pairs), "left_out": left_out}
+    return np.stack(samples), {"names": names, "bounds": bounds, "places": places, "grids": grids} | read
 
 # %% ../nbs/13_tiles.ipynb #d14cab2a
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def read_window(
     where = tuple((part.start, part.stop) for part in inside)
     values[:, *place] = file.read(layout.bands, window=where)
     valid[place] = valid_pixels(values[:, *place], nodata_of(file, trained))
-    if (flags := file.mask_flag_enums[0]) == [MaskFlags.per_dataset]:  # a mask in the file; a fourth band that GDAL takes for alpha is none
+    if file.mask_flag_enums[0] == [MaskFlags.per_dataset]:  # a mask in the file; a fourth band that GDAL takes for alpha is none
         valid[place] &= file.read_masks(1, window=where) > 0
     pixels = to_byte_range(values, trained.pixels.range)
     pixels = np.where(valid, pixels, np.rint(trained.fill).astype(np.uint8)[:, None, None])
