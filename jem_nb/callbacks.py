@@ -141,7 +141,7 @@ class Checkpoints(Callback):
         "Write a checkpoint; where that is impossible, warn, for the work itself can go on."
         state = {"run_id": self.run_id, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(), "callbacks": [callback.state_dict() for callback in self.callbacks]}
         try:
-            save_checkpoint(self.folder, trainer.iteration, state)
+            save_checkpoint(self.folder, trainer.computed, state)  # which grows even where a run goes back
         except OSError as error:
             warnings.warn(f"the state of run {self.run_id} cannot be saved ({error}): training goes on; make room, or make {self.folder} writable", stacklevel=2)
             return False

@@ -10,6 +10,7 @@ __all__ = ['FORMAT', 'CheckpointError', 'ForeignCheckpoint', 'save_checkpoint', 
 import hashlib
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -45,6 +46,10 @@ def save_checkpoint(
     path = Path(folder) / f"checkpoint-{number:06d}.pt"
     write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")  # first: without it the file counts as damaged
     write_bytes(path, content)
+    for later in checkpoints(folder):  # those that no one could go on from, or this one would not have been written
+        if _number(later) > number:
+            later.unlink()
+            later.with_suffix(".sha256").unlink(missing_ok=True)
     remove_checkpoints(folder, keep)
     return path
 
@@ -60,7 +65,11 @@ def remove_checkpoints(folder: str | Path, keep: int = 0) -> None:
 
 def checkpoints(folder: str | Path) -> list[Path]:  # the newest first
     "The checkpoint files of a folder, good or not."
-    return sorted(Path(folder).glob("checkpoint-[0-9]*.pt"), reverse=True)
+    return sorted(Path(folder).glob("checkpoint-[0-9]*.pt"), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int("".join(re.findall(r"\d", path.stem)))
 
 # %% ../nbs/50_checkpoint.ipynb #aa499909
 def load_checkpoint(path: str | Path) -> dict:
@@ -68,12 +77,16 @@ def load_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     try:
         expected, content = path.with_suffix(".sha256").read_text().strip(), path.read_bytes()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise CheckpointError(f"{path} cannot be read ({error}): expected the file and its .sha256 beside it") from error
+    except OSError as error:  # it may well be good: nothing older is taken in its stead
+        raise OSError(f"{path} cannot be read ({error}): make it readable, or delete it to go on from an older one") from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise CheckpointError(f"{path} is damaged, for its SHA-256 is not that of {path.with_suffix('.sha256').name}: delete it to go on from an older one")
     try:
-        saved = torch.load(io.BytesIO(content), weights_only=True)
+        saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a hostile or foreign file makes of it
         raise CheckpointError(f"{path} is not a checkpoint of plain data ({type(error).__name__}): it was not written by jem_nb; delete it") from error
     found = saved.get("format", 1) if isinstance(saved, dict) else None

@@ -44,4 +44,6 @@ def write_events(
                     writer.add_scalar(name.replace("_", "/", 1), value, evaluation["epoch"] * record["iterations_per_epoch"])
         if record:
             writer.add_text("configuration", f"```json\n{json.dumps(record['config'], indent=1)}\n```")
+    for file in output.glob("events.out.tfevents.*"):  # whose names hold that of the machine; and one that is written again replaces the one before
+        file.replace(output / "events.out.tfevents.jem_nb")
     return output

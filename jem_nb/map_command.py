@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 import torch
 
+from .checkpoint import CheckpointError
 from .geotiff import open_geotiff
 from .map_items import write_item
 from .maps import find_weights, write_map
@@ -65,27 +66,42 @@ def _summary(path: Path, trained: TrainedNetwork) -> str:
     return f"{path}: {size}; {parts}; {100 * (1 - within[valid].mean()):.0f} % unlike the training data"
 
 
+def _is_ours(path: Path, trained: TrainedNetwork) -> bool:
+    "Whether a map of this network lies there already, without its item: the command was cut off between the two."
+    if not path.is_file() or path.with_suffix(".json").exists():
+        return False
+    with rasterio.open(path) as file:
+        return file.tags().get("JEM_RUN") == trained.run_id
+
+
+def _make(given: argparse.Namespace) -> None:
+    weights, output = find_weights(given.run), Path(given.output)
+    trained = load_network(weights)
+    if not given.quiet:
+        with open_geotiff(given.raster) as file:
+            layout = lay_out(file, trained, given.window, given.bands, given.any_resolution)
+            bands = ", ".join(f"{name} from band {number}" + (f" ({file.descriptions[number - 1]})" if file.descriptions[number - 1] else "") for name, number in zip(trained.bands, layout.bands))
+            print(f"{trained.config.network}, {len(trained.classes)} classes; {bands}; cells of {layout.scale}x{layout.scale} pixels; windows: {len(layout.windows):,}", flush=True)
+    if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(torch.get_num_threads() - 1)  # one core for what comes after the network
+    if given.overwrite or not _is_ours(output, trained):
+        if output.with_suffix(".json").exists() and not given.overwrite:
+            raise FileExistsError(f"{output.with_suffix('.json')} is there already, where the item of the map goes: choose another name, or pass --overwrite")
+        write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands, given.any_resolution, given.overwrite, not given.quiet)
+    write_item(output, weights, trained, Path(given.raster).name)
+    if not given.quiet:
+        print(_summary(output, trained))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     "The command jem-map."
     given = make_parser().parse_args(arguments)
     try:
-        weights = find_weights(given.run)
-        trained = load_network(weights)
-        if not given.quiet:
-            with open_geotiff(given.raster) as file:
-                layout = lay_out(file, trained, given.window, given.bands, given.any_resolution)
-                bands = ", ".join(f"{name} from band {number}" for name, number in zip(trained.bands, layout.bands))
-                print(f"{trained.config.network}, {len(trained.classes)} classes; {bands}; cells of {layout.scale}x{layout.scale} pixels; windows: {len(layout.windows):,}", flush=True)
-        if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core for what comes after the network
-        path = write_map(weights, given.raster, given.output, given.window, given.kept, not given.no_probabilities, given.bands, given.any_resolution, given.overwrite, not given.quiet)
-        write_item(path, weights, trained, Path(given.raster).name)
+        _make(given)
     except KeyboardInterrupt:
         print("jem-map: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        print(f"jem-map: {error}", file=sys.stderr)
+    except (ValueError, OSError, CheckpointError, MemoryError, RuntimeError) as error:
+        print(f"jem-map: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
-    if not given.quiet:
-        print(_summary(path, trained))
     return 0

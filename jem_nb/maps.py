@@ -6,9 +6,12 @@
 __all__ = ['MAPS', 'BLOCK', 'find_weights', 'overview_factors', 'write_map']
 
 # %% ../nbs/81_maps.ipynb #c03222f3
+import glob
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -81,7 +84,8 @@ def _make_parts(file: DatasetReader, trained: TrainedNetwork, layout: Layout, th
     def finish(window: tuple[int, int], logits: Tensor, data: np.ndarray) -> None:
         layers = map_layers(logits, data, threshold)[kept_layers, : layout.height - window[0], : layout.width - window[1]]
         for factor in [*overview_factors(layout), 1]:  # the part itself comes last: where it is, its overviews are
-            _write_part(part_of(window, factor), layers if factor == 1 else _smaller(layers, factor))
+            with _disk_errors(folder):
+                _write_part(part_of(window, factor), layers if factor == 1 else _smaller(layers, factor))
 
     missing = [window for window in layout.windows if not part_of(window, 1).exists()]
     done = len(layout.windows) - len(missing)
@@ -131,7 +135,7 @@ def _assemble(folder: Path, layout: Layout, names: tuple[str, ...], file: Datase
         with rasterio.Env(GDAL_CACHEMAX=2**27, GDAL_PAM_ENABLED="NO"):
             with rasterio.open(listed, "r+") as parts:
                 parts.update_tags(**tags)
-            rasterio.shutil.copy(listed, temporary, driver="COG", compress="deflate", level=1, interleave="band",
+            rasterio.shutil.copy(listed, temporary, driver="COG", compress="deflate", level=1,
                                  blocksize=BLOCK, resampling="nearest", bigtiff="if_safer", num_threads="ALL_CPUS")
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -153,7 +157,7 @@ def _disk_errors(output: Path) -> Iterator[None]:
 
 @contextmanager
 def _kept_memory() -> Iterator[None]:
-    "Two threads that take memory from the system and give it back stand in each other's way: half of the speed."
+    "Two threads that take memory from the system and give it back at every step stand in each other's way."
     keep_freed_memory()
     try:
         yield
@@ -179,28 +183,41 @@ def write_map(
         raise ValueError(f"output is {str(output)!r}: expected a name that ends in .tif")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} is there already: choose another name, or pass --overwrite")
-    if output.exists() and output.samefile(raster):
+    if output.exists() and Path(raster).exists() and output.samefile(raster):
         raise ValueError(f"output {output} is the raster itself: choose another name")
     if not 0 < kept <= 100:
         raise ValueError(f"kept is {kept}: expected above 0, to 100 percent")
-    require_writable(output.parent)
     trained = load_network(path)
     threshold = float(np.interp(kept, range(101), trained.energies))
     status = Path(raster).stat() if Path(raster).is_file() else None
     job = run_id({"maps": MAPS, "weights": file_checksum(path), "raster": [str(Path(raster).resolve()), status and status.st_size, status and status.st_mtime_ns],
                   "options": [window, kept, probabilities, bands and list(bands), any_resolution]})
-    folder = output.with_name(f".{output.name}.{job}")
-    with open_geotiff(raster) as file, locked(output, f"{output} is being made by another process; waiting for it"):
+    with open_geotiff(raster) as file:
         layout = lay_out(file, trained, window, bands, any_resolution)
-        for other in output.parent.glob(f".{output.name}.{'?' * 12}"):
-            if other != folder:
-                shutil.rmtree(other)  # parts of a map of this name that nobody finished, with other options
-        with _disk_errors(output), _kept_memory():
-            folder.mkdir(exist_ok=True)
-            kept_layers = np.arange(len(trained.classes) + 4) if probabilities else np.r_[0, -3:0]
-            _make_parts(file, trained, layout, threshold, kept_layers, folder, progress)
-            tags = {"JEM_RUN": trained.run_id, "JEM_CLASSES": json.dumps(trained.classes), "JEM_ENERGY_THRESHOLD": repr(threshold), "JEM_KEPT_PERCENT": repr(kept)}
-            _assemble(folder, layout, layer_names(trained.classes if probabilities else ()), file, output, tags)
-        shutil.rmtree(folder)
-    output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
+        require_writable(output.parent)
+        waiting = f"{output} is being made by another process; waiting for it" if progress else ""
+        with locked(output, waiting), _kept_memory():
+            if not output.exists() or overwrite:  # another process may have made it meanwhile
+                _make(file, trained, layout, threshold, probabilities, output, job, {"JEM_RUN": trained.run_id, "JEM_KEPT_PERCENT": repr(kept)}, progress)
+            output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
     return output
+
+
+def _make(
+    file: DatasetReader, trained: TrainedNetwork, layout: Layout, threshold: float, probabilities: bool, output: Path, job: str, tags: dict[str, str], progress: bool,
+) -> None:
+    "All parts, and the map from them."
+    folder = output.with_name(f".{output.name}.{job}")
+    for other in output.parent.glob(f".{glob.escape(output.name)}.*"):  # parts of a map of this name that nobody finished, with other options
+        if other != folder and other.is_dir() and re.fullmatch(r"[0-9a-f]{12}", other.name.rpartition(".")[2]):
+            shutil.rmtree(other)
+    with _disk_errors(output):
+        folder.mkdir(exist_ok=True)
+    kept_layers = np.arange(len(trained.classes) + 4) if probabilities else np.r_[0, -3:0]
+    _make_parts(file, trained, layout, threshold, kept_layers, folder, progress)
+    if progress:
+        print("windows are done; writing the map", file=sys.stderr, flush=True)
+    tags |= {"JEM_CLASSES": json.dumps(trained.classes), "JEM_ENERGY_THRESHOLD": repr(threshold)}
+    with _disk_errors(output):
+        _assemble(folder, layout, layer_names(trained.classes if probabilities else ()), file, output, tags)
+    shutil.rmtree(folder)

@@ -41,7 +41,7 @@ def card_figures(record: dict, alike: Sequence[dict]) -> pd.DataFrame:  # a row 
     for name, label in FIGURES.items():
         own, values = record["evaluations"][-1].get(name), [end[name] for end in ends if end.get(name) is not None]
         if own is not None and values:
-            rows.append({"figure": label, "this run": own, "mean": statistics.mean(values), "standard deviation": statistics.stdev(values) if len(values) > 1 else None, "runs": len(values)})
+            rows.append({"figure": label, "this run": own, "mean": statistics.mean(values), "standard deviation": statistics.stdev(values) if len(values) > 1 else float("nan"), "runs": len(values)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/85_model_cards.ipynb #9d6f487b
@@ -60,7 +60,8 @@ def _data(data: dict) -> list[str]:
     generated = data.get("sha256") is None
     licence = data.get("licence") or ("none is needed" if generated else "not stated; ask the owner of the data before you pass this on")
     return [f"- {data['name']}: {data.get('source', 'unknown')}" + ("" if generated else f", SHA-256 {data['sha256']}") + (f"; {data['note']}." if data.get("note") else "."),
-            f"- Licence of the data: {licence}." + (f" Cite: {data['cite']}." if data.get("cite") else ""), "- Licence of the code: Apache 2.0."]
+            f"- Licence of the data: {licence}." + (f" Cite: {data['cite']}." if data.get("cite") else ""),
+            "- Licence of these weights: for whoever publishes them to choose, within what the licence of the data allows. Code: Apache 2.0."]
 
 
 def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
@@ -97,9 +98,12 @@ def model_card(trained: TrainedNetwork, record: dict, alike: Sequence[dict]) -> 
     return "\n\n".join(["\n".join(header), *(f"{title}\n\n" + "\n".join(lines) for title, lines in parts.items())]) + "\n"
 
 # %% ../nbs/85_model_cards.ipynb #6f5d87a1
-def publish_model(run: str | Path, folder: str | Path) -> Path:  # the folder
-    "Put a finished run's weights and their card into a folder."
+def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) -> Path:  # the folder
+    "Put a finished run's weights and their card into a folder; what is there already is kept unless `overwrite`."
     run = Path(run)
+    for name in ("weights.safetensors", "README.md"):
+        if (Path(folder) / name).exists() and not overwrite:
+            raise FileExistsError(f"{Path(folder) / name} is there already: choose another folder, or pass --overwrite")
     weights, record = find_weights(run), read_record(run)
     if record is None:
         raise FileNotFoundError(f"{run} has no result.json: expected the folder of a finished run, whose record the card is written from")
@@ -117,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("folder", metavar="FOLDER", help="where weights and card go")
     parser.add_argument("--events", action="store_true", help="add the history as TensorBoard event files, in FOLDER/events")
+    parser.add_argument("--overwrite", action="store_true", help="replace weights.safetensors and README.md in FOLDER")
     given = parser.parse_args(arguments)
     try:
-        folder = publish_model(given.run, given.folder)
+        folder = publish_model(given.run, given.folder, given.overwrite)
         if given.events:
             write_events(given.run, folder / "events")
     except (ValueError, OSError, ImportError, CheckpointError) as error:

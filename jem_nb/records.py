@@ -177,7 +177,8 @@ def locked(
     "Hold a lock that only one process can hold at a time; others wait. The system takes it back when the process ends, however it ends."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "wb") as file:
+    # neither through a link nor with anything changed that may lie there
+    with os.fdopen(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb") as file:
         # Some cluster file systems have no locks. Then work may be done twice, but files still appear whole.
         with suppress(OSError):
             try:

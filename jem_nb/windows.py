@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRIDE', 'NEAR', 'LARGEST_FACTOR', 'MOST_WITHOUT_DATA', 'reach', 'Layout', 'find_bands', 'shrink_factor',
-           'check_values', 'nodata_of', 'usual_window', 'lay_out', 'read_window', 'window_logits', 'layer_names',
-           'map_layers']
+           'check_values', 'has_data', 'nodata_of', 'usual_window', 'lay_out', 'read_window', 'window_logits',
+           'layer_names', 'map_layers']
 
 # %% ../nbs/80_windows.ipynb #bf8b2214
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from rasterio import DatasetReader
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from torch import Tensor, nn
 
 from .arrays import area_resize
 from .batches import to_pixels
 from .energy import energy_of_logits
 from .evaluation import device_of
-from .pixels import metres_per_pixel, to_byte_range, valid_pixels
+from .pixels import pixel_sides, to_byte_range, valid_pixels
 from .weights import TrainedNetwork
 
 # %% ../nbs/80_windows.ipynb #39b51c0e
@@ -71,16 +71,19 @@ def find_bands(
     given: tuple[int, ...] | None = None,  # by the user, from 1
 ) -> tuple[int, ...]:  # from 1
     "The raster's bands for a network: as given, by their names, or in order."
+    example = f"name those to use by their numbers, such as --bands {','.join(str(number + 1) for number in range(len(names)))}"
     has = f"{file.name} has {file.count} bands {file.descriptions}, the network was trained on {len(names)}: {', '.join(names)}"
     if given is not None:
         if len(given) != len(names) or not all(1 <= band <= file.count for band in given):
             raise ValueError(f"bands are {given}: expected {len(names)} numbers from 1 to {file.count}; {has}")
         return given
     lower = [(text or "").lower() for text in file.descriptions]
+    if not all(lower.count(name.lower()) == 1 for name in names) and any(name.lower() in lower for name in names):
+        raise ValueError(f"{has}; only some of the names are the same, so their order may differ: {example}")
     if all(lower.count(name.lower()) == 1 for name in names):
         return tuple(lower.index(name.lower()) + 1 for name in names)
     if file.count != len(names):
-        raise ValueError(f"{has}; name those to use by their numbers, such as --bands {','.join(str(number + 1) for number in range(len(names)))}")
+        raise ValueError(f"{has}; {example}")
     return tuple(range(1, len(names) + 1))
 
 # %% ../nbs/80_windows.ipynb #3be47f95
@@ -92,9 +95,18 @@ def shrink_factor(file: DatasetReader, metres: float | None) -> int:  # `metres`
     "By how much a raster must be shrunk to look as in training; ValueError where no whole number does it."
     if file.crs is None:
         raise ValueError(f"{file.name} has no coordinate system: expected one, so that the map can be laid over others; assign it with gdal_edit.py -a_srs")
+    if file.transform.is_identity or not file.transform.determinant:
+        raise ValueError(f"{file.name} has a coordinate system, and no place in it (its transform is {tuple(file.transform)[:6]}): georeference it")
     if metres is None:
         return 1
-    here = metres_per_pixel(file.crs.to_wkt(), file.transform, file.width, file.height)
+    try:
+        across, down = pixel_sides(file.crs.to_wkt(), file.transform, file.width, file.height)
+    except Exception as error:  # of many kinds, from deep inside PROJ
+        raise ValueError(f"{file.name}: {file.crs.to_string()} gives no place on Earth for its coordinates ({error}): correct its georeference") from error
+    if not 1 / (1 + 2 * NEAR) < across / down < 1 + 2 * NEAR:
+        raise ValueError(f"{file.name} has pixels of {across:.3g} x {down:.3g} m, and the network was trained on squares: "
+                         "warp it to a coordinate system in metres with gdalwarp -t_srs -tr, or pass --any-resolution to use it as it is")
+    here = (across * down) ** 0.5
     factor = min(max(1, round(metres / here)), LARGEST_FACTOR)
     if abs(factor * here / metres - 1) > NEAR:
         raise ValueError(f"{file.name} has pixels of {here:.3g} m, the network was trained on {metres:.3g} m: expected that, or a whole fraction of it; "
@@ -109,13 +121,31 @@ def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNe
         raise ValueError(f"{file.name} has values of type {', '.join(sorted(kinds))}, the network was trained on {meaning.type}: convert it as the training rasters were")
     if meaning.range is None:
         return
-    # a thousand pixels along a side tell enough
-    values = file.read(bands, out_shape=(len(bands), min(file.height, 1000), min(file.width, 1000)))
-    valid = valid_pixels(values, nodata_of(file, trained))
-    for name, band, (low, high) in zip(trained.bands, values, meaning.range):
-        if valid.any() and (outside := 100 * ((band[valid] < low) | (band[valid] > high)).mean()) > 90:
+    shape = min(file.height, 1000), min(file.width, 1000)  # a thousand pixels along a side tell enough
+    values = file.read(bands, out_shape=(len(bands), *shape))
+    valid = has_data(file, values, bands, trained, out_shape=shape)
+    if not valid.any():
+        return
+    spans = []
+    for name, band, (low, high) in zip(trained.bands, values[:, valid], meaning.range):
+        spans.append(np.subtract(*np.percentile(band, (99, 1))) / (high - low))
+        if (outside := 100 * ((band < low) | (band > high)).mean()) > 90:
             raise ValueError(f"{file.name}, band {name}: {outside:.0f} % of its values lie outside {low:g} to {high:g}, where those of training lay "
-                             f"(here from {band[valid].min():g} to {band[valid].max():g}): bring it to the same unit")
+                             f"(here from {band.min():g} to {band.max():g}): bring it to the same unit")
+    if max(spans) < 0.005:
+        raise ValueError(f"{file.name}: in no band do values span more than {100 * max(spans):.2g} % of the range of training, "
+                         f"such as {meaning.range[0][0]:g} to {meaning.range[0][1]:g} for {trained.bands[0]}: bring it to the same unit")
+
+
+def has_data(file: DatasetReader, values: np.ndarray, bands: tuple[int, ...], trained: TrainedNetwork, **place) -> np.ndarray:  # bool [H, W]; `place` as `file.read` takes it
+    "Where the raster holds data: by its nodata value, by a mask in the file, and by an alpha band that the network does not see."
+    valid = valid_pixels(values, nodata_of(file, trained))
+    if file.mask_flag_enums[0] == [MaskFlags.per_dataset]:
+        valid &= file.read_masks(1, **place) > 0
+    for band, kind in enumerate(file.colorinterp, start=1):
+        if kind == ColorInterp.alpha and band not in bands:  # one that the network sees is none: most likely it is near infrared
+            valid &= file.read(band, **place) > 0
+    return valid
 
 
 def nodata_of(file: DatasetReader, trained: TrainedNetwork) -> float | None:
@@ -123,9 +153,9 @@ def nodata_of(file: DatasetReader, trained: TrainedNetwork) -> float | None:
     return trained.pixels.nodata if file.nodata is None else file.nodata
 
 # %% ../nbs/80_windows.ipynb #23f13e33
-def usual_window(network: nn.Module) -> int:  # pixels along a side
-    "A window whose widest features, where the last level of a U-Net begins, take 200 MB at most: then maps of any size need less than 2 GB."
-    widest = network.decoder.levels[-1][0].in_channels if hasattr(network, "decoder") else 48
+def usual_window(network: nn.Module, classes: int) -> int:  # pixels along a side
+    "A window whose widest features, where the last level of a U-Net begins, and whose layers take 200 MB at most: then maps of any size need less than 2 GB."
+    widest = max(2 * classes, network.decoder.levels[-1][0].in_channels if hasattr(network, "decoder") else 48)
     return min(1024, max(128, int((2.1e8 / 4 / widest) ** 0.5) // 128 * 128))
 
 
@@ -140,12 +170,17 @@ def lay_out(
     chosen = find_bands(file, trained.bands, bands)
     check_values(file, chosen, trained)
     shrink = shrink_factor(file, None if any_resolution else trained.pixels.metres)
-    window = usual_window(trained.network) if window is None else window
+    chosen_window = window
+    window = max(64, usual_window(trained.network, len(trained.classes)) // shrink) if window is None else window
     if window < 16:
         raise ValueError(f"window is {window}: expected 16 pixels or more")
+    window = min(window, max(16, -(-max(file.height, file.width) // shrink)))  # no larger than the raster
     if trained.segmentation:
         cell, side, sight = 1, -(-window // STRIDE) * STRIDE, reach(trained.network, len(trained.bands))
-        margin = 64 if sight is None else -(-sight // STRIDE) * STRIDE  # parts begin where the coarsest features do
+        if sight is None and chosen_window is None:
+            raise ValueError("the network has normalization 'group', which looks at the whole window, so that its map depends on it: "
+                             f"choose one with --window, best of the size of the tiles of training, {trained.config.image_size}")
+        margin = 0 if sight is None else -(-sight // STRIDE) * STRIDE  # parts begin where the coarsest features do
     else:
         cell, margin = trained.config.image_size, 0
         side = max(1, window // cell)
@@ -168,9 +203,7 @@ def read_window(
     valid = np.zeros((size, size), bool)
     where = tuple((part.start, part.stop) for part in inside)
     values[:, *place] = file.read(layout.bands, window=where)
-    valid[place] = valid_pixels(values[:, *place], nodata_of(file, trained))
-    if file.mask_flag_enums[0] == [MaskFlags.per_dataset]:  # a mask in the file; a fourth band that GDAL takes for alpha is none
-        valid[place] &= file.read_masks(1, window=where) > 0
+    valid[place] = has_data(file, values[:, *place], layout.bands, trained, window=where)
     pixels = to_byte_range(values, trained.pixels.range)
     pixels = np.where(valid, pixels, np.rint(trained.fill).astype(np.uint8)[:, None, None])
     own = slice(layout.margin * layout.scale, size - layout.margin * layout.scale)
