@@ -6,12 +6,16 @@
 __all__ = ['BAR', 'SweepError', 'sweep', 'config_data', 'core_count', 'default_workers']
 
 # %% ../nbs/65_experiments.ipynb #99d1a34b
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +23,7 @@ from tqdm import tqdm
 
 from .configuration import RunConfig
 from .cost_model import cost_line, predicted_seconds, run_seconds
+from .machine import Interrupted
 from .probes import check_probes
 from .records import read_record, require_writable, run_folder
 from .runs import load_data, run
@@ -75,6 +80,20 @@ def default_workers() -> int:
     return 1 if torch.cuda.is_available() else min(core_count(), 8)
 
 # %% ../nbs/65_experiments.ipynb #60e9d874
+def _end_with_parent() -> None:
+    "Have this process asked to stop when the one that started it ends, however it ends; only Linux can."
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _run_in_worker(config: RunConfig, experiment: str, root) -> dict:
+    try:
+        return run(config, experiment, root)
+    except Interrupted as stopped:  # a worker that lived on would take the next run, or wait for ever where its parent is gone
+        print(stopped, file=sys.stderr, flush=True)
+        os._exit(130)
+
+
 def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor | None, workers: int, bar: tqdm) -> tuple[dict, list[str]]:
     "Run everything in `executor`, or in pools of our own: a second one for what was lost with a broken first."
     if executor is not None:
@@ -83,9 +102,9 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
     done, failures, lost = {}, [], configs
     for _ in range(2):
         if lost:
-            with ProcessPoolExecutor(min(workers, len(lost)), multiprocessing.get_context("spawn")) as pool:
+            with ProcessPoolExecutor(min(workers, len(lost)), multiprocessing.get_context("spawn"), _end_with_parent) as pool:
                 try:
-                    some, crashed, lost = _collect(lost, experiment, root, pool, bar)
+                    some, crashed, lost = _collect(lost, experiment, root, pool, bar, _run_in_worker)
                 except BaseException:  # an interrupt: runs under way end, or save their state where it reaches them too; the others are not begun
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
@@ -93,9 +112,9 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
     return done, failures + [f"{config.run_id}: its worker died twice; is there enough memory?" for config in lost]
 
 # %% ../nbs/65_experiments.ipynb #656a85ef
-def _collect(configs, experiment, root, executor, bar) -> tuple[dict, list[str], list[RunConfig]]:
+def _collect(configs, experiment, root, executor, bar, work=run) -> tuple[dict, list[str], list[RunConfig]]:
     "Submit all runs; return records by identifier, reports of crashes, and runs lost with their worker."
-    waiting: dict[Future, RunConfig] = {_submit(executor, config, experiment, root): config for config in configs}
+    waiting: dict[Future, RunConfig] = {_submit(executor, work, config, experiment, root): config for config in configs}
     done, failures, lost = {}, [], []
     settled = bar.n
     while waiting:
@@ -118,10 +137,10 @@ def _collect(configs, experiment, root, executor, bar) -> tuple[dict, list[str],
     return done, failures, lost
 
 # %% ../nbs/65_experiments.ipynb #c8ebe6c7
-def _submit(executor: Executor, config: RunConfig, experiment: str, root) -> Future:
+def _submit(executor: Executor, work: Callable[..., dict], config: RunConfig, experiment: str, root) -> Future:
     "A run's future; where the pool broke already, one that says so."
     try:
-        return executor.submit(run, config, experiment, root)
+        return executor.submit(work, config, experiment, root)
     except BrokenProcessPool as error:
         future: Future = Future()
         future.set_exception(error)
