@@ -78,10 +78,10 @@ def find_bands(
             raise ValueError(f"bands are {given}: expected {len(names)} numbers from 1 to {file.count}; {has}")
         return given
     lower = [(text or "").lower() for text in file.descriptions]
-    if not all(lower.count(name.lower()) == 1 for name in names) and any(name.lower() in lower for name in names):
-        raise ValueError(f"{has}; only some of the names are the same, so their order may differ: {example}")
     if all(lower.count(name.lower()) == 1 for name in names):
         return tuple(lower.index(name.lower()) + 1 for name in names)
+    if any(name.lower() in lower for name in names):
+        raise ValueError(f"{has}; only some of the names are the same, so their order may differ: {example}")
     if file.count != len(names):
         raise ValueError(f"{has}; {example}")
     return tuple(range(1, len(names) + 1))
