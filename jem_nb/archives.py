@@ -178,6 +178,9 @@ def _zip_members(path: Path, accept: Callable[[str], bool], meter: _Meter) -> It
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made on a system without such types
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
                 raise ArchiveError(f"member {info.filename!r} is a link, a device or encrypted, expected a plain file: do not use it")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods may unpack a whole bomb before they can be stopped
+                name = zipfile.compressor_names.get(info.compress_type, info.compress_type)
+                raise ArchiveError(f"member {info.filename!r} is compressed by {name}, expected deflate or nothing: pack the archive again with zip's usual settings")
         for name, info in names.items():
             if not info.is_dir() and accept(name):
                 with archive.open(info) as member:

@@ -26,7 +26,7 @@ def _remembered(key: str, state: object, compute: Callable[[], str]) -> str:
         stored = json.loads(path.read_text())
         if stored["key"] == key and stored["state"] == state and isinstance(stored["value"], str):
             return stored["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # never stored, or damaged: both mean to compute
     value = compute()
     write_json(path, {"key": key, "state": state, "value": value})
@@ -134,7 +134,7 @@ def _read_entry(path: Path) -> tuple[np.ndarray, dict] | None:  # None where the
                 return array, description
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     warnings.warn(f"the cached array {path} was damaged and is made again", stacklevel=3)
     return None

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import safetensors
@@ -22,7 +23,7 @@ from torch import Tensor
 from .records import write_bytes, write_text
 
 # %% ../nbs/50_checkpoint.ipynb #b89ab5b8
-FORMAT = 2  # of what a run puts into a checkpoint; raised whenever that changes
+FORMAT = 3  # of what a run puts into a checkpoint; raised whenever that changes
 
 
 class CheckpointError(ValueError):
@@ -39,24 +40,26 @@ def save_checkpoint(
     state: dict,  # of tensors, numbers, texts, lists and dictionaries
     keep: int = 2,  # newest ones that stay
 ) -> Path:  # the file
-    "Write a checkpoint with its checksum, then remove those that are too old."
+    "Write a checkpoint with its checksum, then remove those that are too old. A number that is taken is passed over: two files cannot be replaced in one step."
     file = io.BytesIO()
     torch.save({"format": FORMAT, "state": state}, file)
     content = file.getvalue()
-    path = Path(folder) / f"checkpoint-{number:06d}.pt"
+    path = before = Path(folder) / f"checkpoint-{number:06d}.pt"
+    while path.exists():
+        path = path.with_stem(f"checkpoint-{_number(path) + 1:06d}")
     write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")  # first: without it the file counts as damaged
     write_bytes(path, content)
-    for later in checkpoints(folder):  # those that no one could go on from, or this one would not have been written
-        if _number(later) > number:
-            later.unlink()
-            later.with_suffix(".sha256").unlink(missing_ok=True)
+    for other in checkpoints(folder):  # what this one replaces, and those that no one could go on from, or this one would not have been written
+        if _number(other) > _number(path) or other == before != path:
+            other.unlink()
+            other.with_suffix(".sha256").unlink(missing_ok=True)
     remove_checkpoints(folder, keep)
     return path
 
 
 def remove_checkpoints(folder: str | Path, keep: int = 0) -> None:
-    "Remove all but the newest checkpoints of a folder, and what a process that was killed left half written."
-    for path in Path(folder).glob(".checkpoint-*"):
+    "Remove all but the newest checkpoints of a folder, and whatever a process that was killed left half written."
+    for path in Path(folder).glob(".*.part"):
         path.unlink()
     for path in checkpoints(folder)[keep:]:
         path.unlink()
@@ -72,6 +75,14 @@ def _number(path: Path) -> int:
     return int("".join(re.findall(r"\d", path.stem)))
 
 # %% ../nbs/50_checkpoint.ipynb #aa499909
+def _check_unpacked_size(content: bytes) -> None:
+    "Raise unless this is a file of PyTorch's present format that takes no more memory than disk; it never packs."
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(member.file_size for member in members) > len(content):
+        raise ValueError("it unpacks to more than it holds")
+
+
 def load_checkpoint(path: str | Path) -> dict:
     "Read one checkpoint; raises CheckpointError where it is not what was written, or holds more than data."
     path = Path(path)
@@ -84,6 +95,7 @@ def load_checkpoint(path: str | Path) -> dict:
     if hashlib.sha256(content).hexdigest() != expected:
         raise CheckpointError(f"{path} is damaged, for its SHA-256 is not that of {path.with_suffix('.sha256').name}: delete it to go on from an older one")
     try:
+        _check_unpacked_size(content)
         saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except MemoryError:
         raise
@@ -123,18 +135,32 @@ def save_weights(
 ) -> Path:
     "Write tensors with their description, whole or not at all."
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_bytes(path, safetensors.torch.save(held, {"jem_nb": json.dumps(description)}))
+    # one text, for the format keeps no order among several, and the same weights shall be the same file
+    return write_bytes(path, safetensors.torch.save(held, {"jem_nb": json.dumps({"sha256": _digest(held, description), "description": description})}))
+
+
+def _digest(tensors: dict[str, Tensor], description: dict) -> str:  # hexadecimal digits
+    "SHA-256 of names, types, shapes and numbers of tensors, and of their description."
+    digest = hashlib.sha256(json.dumps(description).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    "Tensors and their description; raises CheckpointError for what was not written by `save_weights`."
+    "Tensors and their description; raises CheckpointError for what was not written by `save_weights`, has changed since, or holds what is no number."
     try:
         with safetensors.safe_open(str(path), "pt") as file:
-            written = (file.metadata() or {}).get("jem_nb")
-            if written is None:
-                raise CheckpointError(f"{path} has no description of jem_nb: expected weights that it wrote; a file of other origin does not say what network it is for")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(written)  # noqa: SIM118, it is no dictionary
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+            written = json.loads((file.metadata() or {}).get("jem_nb", "null"))
+            if not isinstance(written, dict) or not {"sha256", "description"} <= written.keys():
+                raise CheckpointError(f"{path} has no checksum or no description of jem_nb: expected weights that it wrote; a file of other origin does not say what network it is for")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+        if _digest(tensors, written["description"]) != written["sha256"]:
+            raise CheckpointError(f"{path} is damaged, for its SHA-256 is not what stands in it: fetch or write it again")
+        if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise CheckpointError(f"{path}: {infinite[0]} holds NaN or infinity: expected finite weights; the run that wrote it diverged, take another")
+        return tensors, written["description"]
+    except (OSError, ValueError, RecursionError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be read as weights ({type(error).__name__}: {error}): expected a whole .safetensors file; fetch or write it again") from error

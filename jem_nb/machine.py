@@ -23,7 +23,7 @@ from .records import repository_root
 # %% ../nbs/19_machine.ipynb #d99ff952
 def versions() -> dict[str, str]:
     "Releases that a result may depend on; never anything about the machine."
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
 @cache
@@ -64,12 +64,12 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def requests_to_stop() -> Iterator[list[str]]:  # names of the signals that came
-    "Collect SIGINT and SIGTERM inside, so that an iteration can be finished; a second one acts at once. What was ignored stays so."
+    "Collect SIGINT, SIGTERM and SIGHUP inside, so that an iteration can be finished; a second one acts at once. What was ignored stays so."
     asked: list[str] = []
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as a process in the background ignores Ctrl-C
 
     def heard(number: int, frame) -> None:

@@ -60,7 +60,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     "Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -141,7 +141,7 @@ def read_record(folder: str | Path) -> dict | None:  # None where the run is not
         return None
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): delete the folder {path.parent} and run again") from error
     named = record.get("run_id") if isinstance(record, dict) else None
     if named != path.parent.name or "identity" not in record or run_id(record["identity"]) != named:
@@ -165,7 +165,7 @@ def read_lines(path: str | Path) -> Iterator[dict]:
     for number, line in enumerate(whole.split("\n") if whole else [], start=1):
         try:
             yield json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error}): the file is damaged, delete the run's folder") from error
 
 # %% ../nbs/00_records.ipynb #4d9e17ba

@@ -47,13 +47,20 @@ def plot_scores(
     return figure
 
 # %% ../nbs/78_segmentation_figures.ipynb #b0b7fa72
+def _picture(path: Path) -> np.ndarray:  # uint8 [H, W, 3]
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        if max(image.size) > 4096:
+            raise ValueError(f"{path} measures {image.size} pixels: expected at most 4096 a side; restore the run's picture")
+        return np.asarray(image.convert("RGB"))
+
+
 @plt.rc_context(STYLE)
 def plot_sheets(
     sheets: Mapping[str, tuple[Path, Sequence[str]]],  # title: a picture, and what its rows show
     classes: Sequence[str] | None = None,  # of maps; None for chains
 ) -> Figure:
     "Pictures side by side, their rows named."
-    pictures = {title: np.asarray(Image.open(path).convert("RGB")) for title, (path, _) in sheets.items()}
+    pictures = {title: _picture(path) for title, (path, _) in sheets.items()}
     tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures.values())
     columns = min(6, len(pictures))
     lines, width = -(-len(pictures) // columns), min(3.0, 9.0 / columns)

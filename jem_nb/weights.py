@@ -59,6 +59,9 @@ def load_network(path: str | Path) -> TrainedNetwork:
         pixels = from_object(PixelMeaning, description["data"]["pixels"], "pixels")
         with torch.device("meta"):
             network = make_network(config.network, len(bands), len(classes), config.activation, config.normalization)
+        needed, given = (sum(tensor.numel() for tensor in held) for held in (network.parameters(), tensors.values()))
+        if needed > given:  # before any memory is taken for them
+            raise ValueError(f"a network of {needed:,} weights is described, and {given:,} numbers are there")
         if config.normalization == "spectral":  # whose layers also hold the vectors of their power iteration
             network = normalize_spectrum(network.to_empty(device="cpu"), torch.Generator())
         network.load_state_dict(tensors, assign=True)
