@@ -167,7 +167,8 @@ class Checkpoints(Callback):
 
     def save(self, trainer: Trainer) -> bool:  # whether it could be written
         "Write a checkpoint; where that is impossible, warn, for the work itself can go on."
-        state = {"run_id": self.run_id, "origin": self.origin, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(), "callbacks": [callback.state_dict() for callback in self.callbacks]}
+        state = {"run_id": self.run_id, "origin": self.origin, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(),
+                 "callbacks": [callback.state_dict() for callback in self.callbacks]}
         self.last = time.monotonic()
         try:
             save_checkpoint(self.folder, trainer.computed, state)  # which grows even where a run goes back
