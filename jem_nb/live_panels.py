@@ -21,6 +21,7 @@ from .batches import to_pixels
 from .callbacks import DivergenceWatch, History
 from .configuration import RunConfig, make_config
 from .datasets import ImageDataset
+from .energy import Energy
 from .figures import energy_axis
 from .panels import CHOSEN, GENERATED, LARGEST_SET, REAL, Panel, as_rgb, choice_of, slider
 from .precision import evaluating
@@ -84,6 +85,7 @@ class ChainPanel(LivePanel):
         self.trained, self.chains, self.most, self.seed = trained, chains, frames, seed
         self.images = to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:LARGEST_SET])))
         self.frames: list[tuple[int, Tensor, Tensor]] = []  # step, images, their energies
+        self.walking = False  # then the last frame is shown, whatever the slider says
         config = trained.config
         classes = ["any class"] + ([] if trained.segmentation else list(trained.classes))
         super().__init__(
@@ -112,14 +114,20 @@ class ChainPanel(LivePanel):
             x = self.images[torch.randperm(len(self.images), generator=generator)[: self.chains]].clone()
         labels = None if toward == "any class" else torch.full((len(x),), self.trained.classes.index(toward))
         energy = energy_function(self.trained.network, labels, config.aggregation)
-        self.frames, every = [], -(-steps // self.most)
-        self.frame.value = 0
+        self.frames, every, self.walking = [], -(-steps // self.most), True
+        try:
+            self._walk(x, energy, generator, steps, every, report)
+        finally:
+            self.walking = False
+            self.frame.max = self.frame.value = max(0, len(self.frames) - 1)
+
+    def _walk(self, x: Tensor, energy: Energy, generator: torch.Generator, steps: int, every: int, report: Callable[[float], bool]) -> None:
+        config = self.trained.config
         for step in range(steps + 1):
             with evaluating(self.trained.network):
                 if step % every == 0 or step == steps:
                     with torch.no_grad():
                         self.frames.append((step, x.clone(), energy(x)))
-                    self.frame.max = self.frame.value = len(self.frames) - 1
                 if step < steps:
                     x, _ = langevin_step(x, [energy], generator, self.size.value, self.noise.value, config.chain_clamp, config.gradient_clamp)
             if not x.isfinite().all():
@@ -137,8 +145,9 @@ class ChainPanel(LivePanel):
         if not self.frames:
             self.message.value = "Walk draws samples here"
             return figure
-        step, images, energies = self.frames[min(self.frame.value, len(self.frames) - 1)]
-        curve.plot([frame[0] for frame in self.frames], torch.stack([frame[2] for frame in self.frames]).numpy(), color=GENERATED, linewidth=0.7)
+        step, images, energies = self.frames[-1 if self.walking else min(self.frame.value, len(self.frames) - 1)]
+        frames = list(self.frames)  # the thread that walks appends to it
+        curve.plot([frame[0] for frame in frames], torch.stack([frame[2] for frame in frames]).numpy(), color=GENERATED, linewidth=0.7)
         curve.axvline(step, color=CHOSEN)
         probabilities = self._probabilities(images)
         for panel, image, row in zip(axes[0, 2:], images, probabilities):

@@ -78,6 +78,8 @@ def _text(markdown: str) -> nbformat.NotebookNode:
 def page_of(notebook: nbformat.NotebookNode, place: PurePosixPath, pages: Collection[str]) -> str:  # HTML
     "One page, with links to those of the navigation above it that there are."
     title, _ = _title(notebook, place.stem)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # dead here: its picture is shown instead
     html, _ = PageExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(notebook, {"metadata": {"name": title}})
     html = re.sub(r"<script\b.*?</script>", "", html, flags=re.S | re.I)
     up = "../" * (len(place.parts) - 1)

@@ -228,7 +228,7 @@ class ImagesPanel(Panel):
         for panel, index in zip(axes[:, 2:].flat, chosen):
             panel.imshow(as_rgb(self.validation.images[index]), interpolation="nearest")
             panel.set_title(self._caption(index), fontsize=6, color=GENERATED if wrong[index] else "#000000")
-        self.message.value = f"{self.order.value}: {len(chosen)} of {len(wrong)} images, of which {100 * (1 - self.of['error'].mean() / 100):.0f} % are right"
+        self.message.value = f"{self.order.value}: {len(chosen)} of {len(wrong)} images are shown; of all, {100 - self.of['error'].mean():.0f} % are right"
         return figure
 
     def _caption(self, index: int) -> str:
