@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = {  # experiments with committed records, and what to call them with
+    "exp_aggregation": {},
     "exp_divergence": {"dataset": "eurosat"},
     "exp_detection_restart": {"dataset": "eurosat"},
     "exp_divergence_criterion": {},
