@@ -9,6 +9,7 @@ __all__ = ['STRIDE', 'NEAR', 'LARGEST_FACTOR', 'MOST_WITHOUT_DATA', 'reach', 'La
 
 # %% ../nbs/80_windows.ipynb #bf8b2214
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -116,6 +117,8 @@ def shrink_factor(file: DatasetReader, metres: float | None) -> int:  # `metres`
 
 def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNetwork) -> None:
     "Raise ValueError unless type and values of a raster are like those of training."
+    if (mask := Path(f"{file.name}.msk")).exists():  # only what is inside the raster is read; without it, what it hides would become a class
+        raise ValueError(f"{mask} says which pixels of {file.name} hold data, and is not read: put that into the raster, with gdal_translate -a_nodata or gdalwarp -dstnodata")
     meaning, kinds = trained.pixels, {file.dtypes[band - 1] for band in bands}
     if kinds != {meaning.type}:
         raise ValueError(f"{file.name} has values of type {', '.join(sorted(kinds))}, the network was trained on {meaning.type}: convert it as the training rasters were")
