@@ -52,6 +52,7 @@ nav a { margin-right: 16px; }
 math { font-size: 110%; }
 img { max-width: 100%; }
 .jp-RenderedMarkdown, .jp-OutputArea-output { overflow-x: auto; }
+.highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 </style>"""
 NAVIGATION = {"Start": "README.html", "Tour": "nbs/index.html", "Results": "reports/README.html", "My JEM diverges": "reports/what_now.html",
               "Explore": "nbs/explore.html", "All notebooks": "notebooks.html"}
@@ -78,6 +79,9 @@ def _text(markdown: str) -> nbformat.NotebookNode:
 def page_of(notebook: nbformat.NotebookNode, place: PurePosixPath, pages: Collection[str]) -> str:  # HTML
     "One page, with links to those of the navigation above it that there are."
     title, _ = _title(notebook, place.stem)
+    # what only matters to nbdev is not for readers
+    cells = [cell for cell in notebook.cells if cell.cell_type != "code" or not cell.source.startswith(("#| hide", "#| default_exp"))]
+    notebook = nbformat.v4.new_notebook(metadata=notebook.metadata, cells=cells)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # dead here: its picture is shown instead
     html, _ = PageExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(notebook, {"metadata": {"name": title}})
