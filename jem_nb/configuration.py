@@ -60,7 +60,7 @@ class RunConfig:
     joint_weight: float = 0.0
     regularizer: str = "none"
     regularizer_weight: float = 0.0  # the talk's alpha
-    reduction: str = "mean"  # of REG over the batch
+    reduction: str = "mean"  # of the penalty over the batch
     generation_loss: str = "contrastive"  # or "bounded"
     dice_weight: float = 0.0  # for segmentation, as the next three
     aggregation: str = "sum"  # of pixel energies; step_size, regularizer_weight and the bounds of energies follow it, see `energy_scale`

@@ -42,7 +42,7 @@ def _died(runs: pd.DataFrame) -> str:
 
 # %% ../nbs/72_figures.ipynb #2e54d57b
 def _survival_finding(runs: pd.DataFrame) -> str:
-    "One sentence: the control's deaths beside the best regularizer's."
+    "One sentence: the control's deaths beside the best regulariser's."
     share = runs.groupby("arm")["died"].mean()
     control, others = runs[runs["arm"] == "none"], share.drop("none", errors="ignore")
     text = f"Without a regulariser {_died(control)} runs diverged" if len(control) else f"{_died(runs)} runs diverged"
@@ -69,7 +69,7 @@ def _survival_panel(panel: plt.Axes, runs: pd.DataFrame) -> None:
 def plot_survival(
     records: Sequence[Mapping],  # finished records of one data set and preset
 ) -> Figure:
-    "Kaplan-Meier curves with confidence bands: a row for each learning rate, a column for each regularizer."
+    "Kaplan-Meier curves with confidence bands: a row for each learning rate, a column for each regulariser."
     runs = _ordered(run_table(records))
     _same(runs, "dataset", "preset", "epochs_planned")
     rates = sorted(set(runs["learning_rate"]), reverse=True)
@@ -115,7 +115,7 @@ def _trajectory(panel: plt.Axes, history: Mapping, key: str, color: str, died: b
 def plot_trajectories(
     records: Sequence[Mapping],  # finished records of one data set and preset
     learning_rate: float | None = None,  # which to draw; the highest if None
-    cases: Sequence[str] | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regularizer
+    cases: Sequence[str] | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regulariser
 ) -> Figure:
     "Energies and gap of every run against the iteration: a column for each arm or case, a thin line for each seed."
     runs = _ordered(run_table(records)) if cases is None else run_table(records, cases=cases).assign(label=lambda runs: runs["case"])
@@ -145,7 +145,7 @@ def plot_trajectories(
 # %% ../nbs/72_figures.ipynb #bcf78015
 @plt.rc_context(STYLE)
 def plot_landscape(
-    records: Sequence[Mapping],  # the runs to set side by side, such as one without and one with a regularizer
+    records: Sequence[Mapping],  # the runs to set side by side, such as one without and one with a regulariser
 ) -> Figure:
     "Energies on a line and a plane through real and generated images, a column for each run."
     if missing := [record["run_id"] for record in records if not record.get("landscape")]:

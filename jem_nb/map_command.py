@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="jem-map", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Map a GeoTIFF with a trained network: class, probability of each class, energy, entropy, and whether a cell looks like the training data, "
                     "as one cloud-optimised GeoTIFF with a STAC item (OUT.json) beside it.",
-        epilog="example:\n  jem-map my_runs/2f1c0a9d7e55 survey.tif survey_map.tif\n\nexit codes: 0 done; 1 something does not fit; 2 wrong command; 130 interrupted (the same command goes on)",
+        epilog="example:\n  jem-map my_runs/first/2f1c0a9d7e55 survey.tif survey_map.tif\n\nexit codes: 0 done; 1 something does not fit; 2 wrong command; 130 interrupted (the same command goes on)",
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or its weights.safetensors")
     parser.add_argument("raster", metavar="IN.tif", help="GeoTIFF with a coordinate system; bands are found by their names, else taken in order")

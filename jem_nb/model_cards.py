@@ -69,7 +69,7 @@ def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
     lines = [f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for {record['epochs_completed']} epochs. "
              f"Figures hold for this data (split: {config['split']}), and for no other place, sensor or season.",
              f"- {sum(other['status'] == 'diverged' for other in alike)} of {len(alike)} runs of this kind diverged.",
-             "- Whether an energy tells the unknown from the known has to be measured on data of its user's; the repository's exp_ood measures it for some."]
+             "- Whether an energy tells the unknown from the known has to be measured on data of its user's."]
     if not (config["marginal_weight"] or config["joint_weight"]):
         lines.append("- Trained without a generative loss: its energies were never taught anything.")
     return lines

@@ -21,8 +21,7 @@ from .buffer import ReplayBuffer
 from .calibration import FINE_EDGES, equal_mass, expected_calibration_error, fit_temperature, proper_scores, reliability
 from .datasets import ImageDataset, load_dataset
 from .evaluation import device_of, logits_of_batches
-from .features import features_of
-from .generation import draw_samples, kernel_distance, nearest_images, train_judge
+from .generation import draw_samples, judged_features, kernel_distance, nearest_images, train_judge
 from .metrics import accuracy, frechet_distance
 from .records import finite_or_none, five_digits
 from .sgld import LangevinSampler
@@ -210,7 +209,7 @@ def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterati
     apart = unused(subject.train)
     apart = apart if len(apart) >= len(real) else subject.train  # where training took nearly all
     judge = train_judge(apart.images, apart.labels, len(apart.classes), iterations=iterations)
-    features, known = _judged_features(judge, real), torch.from_numpy(subject.validation.labels)
+    features, known = judged_features(judge, real), torch.from_numpy(subject.validation.labels)
     noisy = subject.pixels(subject.validation.images[:count], "noisy").cpu()
     uniform = torch.rand(validation[:count].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     kinds = {"floor": (validation[:count], known[:count]), "floor, with noise": (noisy, None), "ceiling": (uniform, None)} | sample_kinds(subject, count, steps)
@@ -221,15 +220,9 @@ def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterati
     return {"judge_accuracy": five_digits(accuracy(judge(validation), known)), "judge_images": len(apart), "kinds": answers, "pictures": pictures}
 
 
-def _judged_features(judge: nn.Module, images: Tensor) -> Tensor:  # [N, D], of length sqrt(D)
-    "Features without their length, which a cubic kernel would see before all else."
-    found = features_of(judge, images)
-    return nn.functional.normalize(found, dim=1) * found.shape[1] ** 0.5
-
-
 def _judged(samples: Tensor, asked: Tensor | None, judge: nn.Module, features: Tensor, real: Tensor, tests: tuple[Tensor, Tensor], iterations: int) -> dict:
     samples = samples.clamp(-1, 1)  # as they are shown
-    own, (nearest, second) = _judged_features(judge, samples), nearest_images(samples, real, 2)[1].T
+    own, (nearest, second) = judged_features(judge, samples), nearest_images(samples, real, 2)[1].T
     scores = {"kid": kernel_distance(own, features), "fd": frechet_distance(own, features), "copies": 100 * (nearest < second / 2).double().mean().item()}
     scores |= {f"nearest_{percent}": nearest.quantile(percent / 100).item() for percent in (1, 5, 25, 50)}
     if asked is not None:

@@ -167,7 +167,7 @@ def plot_quality(
     axes[0, 2].invert_yaxis()
     first, *others = curves
     seconds = runs.groupby("recipe", sort=False)["seconds_accurate"].agg(lambda values: values.fillna(np.inf).median())
-    reached = ", ".join(f"{int(runs.loc[runs['recipe'] == recipe, 'reached'].sum())}" for recipe in curves)
+    reached = ", ".join(f"{recipe} {int(runs.loc[runs['recipe'] == recipe, 'reached'].sum())}" for recipe in curves)
     text = ", ".join(f"{recipe} {seconds[first] / seconds[recipe]:.1f}" for recipe in others if np.isfinite(seconds[first]) and np.isfinite(seconds[recipe]))
-    add_title(figure, (f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else "") + f"The whole goal was met by {reached} runs")
+    add_title(figure, (f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else "") + f"Runs that met the whole goal: {reached}")
     return figure

@@ -27,7 +27,7 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.sp
 def arm_style(
     label: str,  # such as "none" or "r+u 0.2", from `arm_label`
 ) -> dict[str, str]:  # color, marker and linestyle, as matplotlib names them
-    "The look of an arm: colour and marker tell its regularizer, the line style its weight."
+    "The look of an arm: colour and marker tell its regulariser, the line style its weight."
     regularizer, _, weight = label.partition(" ")
     if regularizer not in COLORS:
         raise ValueError(f"arm {label!r}: expected one of {list(COLORS)}, with a weight.{did_you_mean(regularizer, COLORS)}")

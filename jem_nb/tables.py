@@ -17,13 +17,13 @@ from .metrics import holm, logrank_p_value
 from .records import did_you_mean, write_text
 
 # %% ../nbs/70_tables.ipynb #b1acede5
-ARMS = ("none", "r", "u", "g", "r+u", "r+g", "u+g", "r+u+g")  # regularizers, in the order of tables and figures
+ARMS = ("none", "r", "u", "g", "r+u", "r+g", "u+g", "r+u+g")  # regularisers, in the order of tables and figures
 
 
 def arm_label(
     config: Mapping[str, object],  # a run's configuration; `regularizer` and `regularizer_weight` are read
 ) -> str:  # such as "none" or "r+u 0.2"
-    "Name an arm by its regularizer and weight."
+    "Name an arm by its regulariser and weight."
     regularizer = config["regularizer"]
     return "none" if regularizer == "none" else f"{regularizer} {config['regularizer_weight']:g}"
 

@@ -199,7 +199,7 @@ def _source_checksum(description: TileDescription, source: Path) -> str:
 
 # %% ../nbs/13_tiles.ipynb #c38dcc10
 def read_tiles(
-    description: TileDescription,  # as `read_description` or `built_in` gives it
+    description: TileDescription,  # as `read_description` or `find_description` gives it
     tile_size: int,  # pixels of a raster along the side of a sample
     image_size: int | None = None,  # pixels along the side of an image, a divisor of `tile_size`; None for the same
 ) -> Tiles:
