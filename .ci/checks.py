@@ -15,6 +15,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_divergence": {"dataset": "eurosat"},
     "exp_detection_restart": {"dataset": "eurosat"},
     "exp_divergence_criterion": {},
+    "exp_generation": {},
     "exp_generation_branch": {},
     "exp_learning_rate": {"dataset": "eurosat"},
     "exp_regularization": {"dataset": "eurosat"},
