@@ -19,6 +19,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_generation_branch": {},
     "exp_learning_rate": {"dataset": "eurosat"},
     "exp_regularization": {"dataset": "eurosat"},
+    "exp_sample_feedback": {},
     "exp_segmentation_branch": {},
     "exp_sgld_steps": {"dataset": "eurosat"},
     "exp_sjem_buffer": {},
