@@ -99,8 +99,8 @@ def records() -> list[str]:
         if read_record(folder) is None:
             problems.append(f"{folder.relative_to(ROOT)}: committed without result.json")
         size = sum((ROOT / name).stat().st_size for name in tracked)
-        if size > 65_000:
-            problems.append(f"{folder.relative_to(ROOT)}: {size} bytes, expected at most 65,000")
+        if size > 60_000:
+            problems.append(f"{folder.relative_to(ROOT)}: {size} bytes, expected at most 60,000")
     return problems
 
 

@@ -156,11 +156,11 @@ class RunPanel(Panel):
         for panel in (energies, accuracy):
             panel.legend() if panel.lines else None
         picture.set_axis_off()
-        for path in (folder / "samples.png", folder / "chains.jpg", folder / "maps.png"):
+        for path in (folder / "samples.png", folder / "neighbours.jpg", folder / "chains.jpg", folder / "maps.png"):
             if path.exists():
                 with Image.open(path, formats=("PNG", "JPEG")) as image:
                     picture.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
-                picture.set_title({"samples": "samples at the end", "chains": "chains as it trained", "maps": "image, truth, predictions"}[path.stem])
+                picture.set_title({"samples": "samples at the end", "neighbours": "samples, nearest below", "chains": "chains as it trained", "maps": "image, truth, predictions"}[path.stem])
                 break
         reason = "" if record["diverged_at"] is None else f": {record['diverged_at']['reason']}"
         self.message.value = (f"{self.experiment.value}/{self.run.value}: {record['status']}{reason}; {record['epochs_completed']} of {record['epochs_planned']} epochs; "

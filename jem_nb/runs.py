@@ -250,7 +250,7 @@ def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset
         record |= {"probes": found} if config.probes else {}
         record |= {"snapshot_epochs": list(snapshots[0].maps), "map_rows": snapshots[0].map_rows()} if snapshots else {}
     files = {f"{name}.jpg": sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 92) for name, images in pictures.items()}
-    if not snapshots:
+    if not snapshots and "neighbours" not in pictures:  # which shows as many samples
         files["samples.png"] = picture
     for seen in snapshots:
         files["maps.png"] = seen.map_sheet()
