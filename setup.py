@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=[settings["lib_name"], f"{settings['lib_name']}.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split(), "tensorboard": settings["tensorboard_requirements"].split()},
+    extras_require={name.removesuffix("_requirements"): packages.split() for name, packages in settings.items() if name.endswith("_requirements")},
     entry_points={"console_scripts": settings["console_scripts"].split(), "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"]},
     zip_safe=False,
 )
