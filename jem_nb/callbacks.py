@@ -144,32 +144,40 @@ class Checkpoints(Callback):
         self.next, self.last = 0.0, time.monotonic()  # when, by the clock of this process
 
     def after_iteration(self, trainer: Trainer) -> None:
-        if self.asked:
-            self.stop_if_asked(trainer, self.save(trainer))
-        elif time.monotonic() > self.last + LONGEST_UNSAVED:
+        if trainer.ranks.any(bool(self.asked)):
+            self._stop(trainer, self.save(trainer))
+        elif trainer.ranks.any(time.monotonic() > self.last + LONGEST_UNSAVED):
             self.save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        if (began := time.monotonic()) < self.next:
+        if not trainer.ranks.any((began := time.monotonic()) >= self.next):
             return  # of a run whose epochs are a moment long not every one is worth it
         self.save(trainer)
         # so that saving takes a fiftieth of the time at most
         self.next = (ended := time.monotonic()) + 50 * (ended - began)
 
     def after_training(self, trainer: Trainer) -> None:
-        self.stop_if_asked(trainer, not trainer.stopped and self.save(trainer))  # what comes now may fail, and can then be tried again
+        saved = not trainer.stopped and self.save(trainer)  # what comes now may fail, and can then be tried again
+        if trainer.ranks.any(bool(self.asked)):
+            self._stop(trainer, saved)
 
-    def stop_if_asked(self, trainer: Trainer, saved: bool = True) -> None:
-        "Raise Interrupted, and say how to go on, if a signal has come."
+    def stop_if_asked(self, trainer: Trainer) -> None:
+        "Raise Interrupted, and say how to go on, if a signal has come since training ended."
         if self.asked:
-            what = "its state is saved; start it again to go on from there" if saved else "its state could not be saved; started again, it goes on from the checkpoint before"
-            raise Interrupted(f"{self.asked[0]}: run {self.run_id} stopped after iteration {trainer.iteration} of {trainer.planned}, and {what}")
+            self._stop(trainer, True)
+
+    def _stop(self, trainer: Trainer, saved: bool) -> None:
+        what = "its state is saved; start it again to go on from there" if saved else "its state could not be saved; started again, it goes on from the checkpoint before"
+        raise Interrupted(f"{self.asked[0] if self.asked else 'another rank'}: run {self.run_id} stopped after iteration {trainer.iteration} of {trainer.planned}, and {what}")
 
     def save(self, trainer: Trainer) -> bool:  # whether it could be written
         "Write a checkpoint; where that is impossible, warn, for the work itself can go on."
-        state = {"run_id": self.run_id, "origin": self.origin, "trainer": trainer.state_dict(), "buffer": trainer.buffer.state_dict(),
-                 "callbacks": [callback.state_dict() for callback in self.callbacks]}
+        buffers = trainer.ranks.gather(trainer.buffer.state_dict())
         self.last = time.monotonic()
+        if buffers is None:
+            return True  # the first rank writes
+        state = {"run_id": self.run_id, "origin": self.origin, "trainer": trainer.state_dict(), "buffers": buffers,
+                 "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks}}
         try:
             save_checkpoint(self.folder, trainer.computed, state)  # which grows even where a run goes back
         except OSError as error:
@@ -179,7 +187,9 @@ class Checkpoints(Callback):
 
     def resume(self, trainer: Trainer) -> bool:  # whether there was anything to go on from
         "Bring a trainer that has not begun to where the newest checkpoint was taken."
-        if (state := newest_checkpoint(self.folder)) is None:
+        state = newest_checkpoint(self.folder) if trainer.ranks.first else {}
+        buffers = state.pop("buffers", None) if state else None
+        if (state := trainer.ranks.same(lambda: state)) is None:
             return False
         if state["run_id"] != self.run_id:
             raise ForeignCheckpoint(f"the checkpoint in {self.folder} belongs to run {state['run_id']}: expected {self.run_id}; move or delete it")
@@ -188,9 +198,9 @@ class Checkpoints(Callback):
                 raise ForeignCheckpoint(f"run {self.run_id} was begun with {name} {then}, and would go on with {now}: expected the same, or it would not end as it would have; "
                                         f"bring that back, or delete the checkpoints in {self.folder} to begin anew")
         trainer.load_state_dict(state["trainer"])
-        trainer.buffer.load_state_dict(state["buffer"])
-        for callback, remembered in zip(self.callbacks, state["callbacks"]):
-            callback.load_state_dict(remembered)
+        trainer.buffer.load_state_dict(trainer.ranks.scatter(buffers))
+        for callback in self.callbacks:
+            callback.load_state_dict(state["callbacks"][type(callback).__name__])
         return True
 
     def finish(self) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .records import write_bytes, write_text
 
 # %% ../nbs/50_checkpoint.ipynb #b89ab5b8
-FORMAT = 3  # of what a run puts into a checkpoint; raised whenever that changes
+FORMAT = 4  # of what a run puts into a checkpoint; raised whenever that changes
 
 
 class CheckpointError(ValueError):

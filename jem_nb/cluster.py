@@ -52,7 +52,8 @@ def _require_same(client: "Client") -> None:
         raise ClusterError("\n".join([*wrong, "expected the same everywhere, or a table would mix results of different programs: install there what is here, with pip install -c constraints.txt"]))
     if threaded := {worker: threads for worker, threads in client.nthreads().items() if threads > 1}:
         worker, threads = next(iter(threaded.items()))
-        raise ClusterError(f"{len(threaded)} workers have several threads, such as {worker} with {threads}: expected one, for a run fills it; start them with dask worker --nthreads 1, and --nworkers for several")
+        raise ClusterError(f"{len(threaded)} workers have several threads, such as {worker} with {threads}: expected one, for a run fills it; "
+                           "start them with dask worker --nthreads 1, and --nworkers for several")
 
 
 @contextmanager
@@ -68,7 +69,8 @@ def cluster(
     try:
         client = Client(address, timeout=patience)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no Dask scheduler answers at {address!r} ({str(error) or type(error).__name__}): expected the address that `dask scheduler` shows when it starts, such as tcp://10.0.0.5:8786") from error
+        raise ClusterError(f"no Dask scheduler answers at {address!r} ({str(error) or type(error).__name__}): "
+                           "expected the address that `dask scheduler` shows when it starts, such as tcp://10.0.0.5:8786") from error
     with client:
         if not client.nthreads():
             print(f"no worker has come to {address} yet; waiting for the first: dask worker {address} --nthreads 1", flush=True)

@@ -100,6 +100,7 @@ class RunConfig:
     sharpness: float = 0.0  # rho of sharpness-aware steps
     average_decay: float | None = None  # of averaged weights, which are evaluated
     evaluate_every: int = 1  # epochs
+    ranks: int = 1  # processes that share each batch, with chains and a part of the buffer of their own, see `89_torchrun`
     probes: tuple[str, ...] = ()  # what is asked of the network at the end, see `probes`
     # when to go back, see `restart`
     restarts: int = 0  # at most

@@ -11,7 +11,7 @@ __all__ = ['NAIP_IMAGES', 'HISTORY', 'load_data', 'with_all_images', 'data_diges
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, ve
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
 from .probes import PROBES, Subject, calibration_scores, check_probes
+from .ranks import ALONE, Ranks
 from .records import finite_or_none, five_digits, locked, read_record, require_writable, run_folder, write_bytes, write_json
 from .reference import ReferenceTrainer
 from .restart import Restart
@@ -83,9 +84,9 @@ def known_labels(config: RunConfig, train: ImageDataset) -> np.ndarray | None:  
     return balanced_subset(train.labels, config.labelled_images, config.seed)
 
 
-def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu") -> Trainer:
+def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE) -> Trainer:
     "All parts of a run, ready to train."
-    def generator(name: str) -> torch.Generator: return named_generator(config.seed, name, device=device)
+    def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
 
     classes, shape = len(train.classes), train.images.shape[1:]
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
@@ -95,15 +96,16 @@ def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDatas
     network = network.to(device, memory_format=torch.channels_last)
     bands, side = shape[0], config.image_size // (2 if config.coarse_epochs else 1)
     start = None if config.start == "noise" else ClassGaussians(config.economy().resolution(to_pixels(torch.from_numpy(np.ascontiguousarray(train.images))), 0), torch.from_numpy(train.labels))
-    buffer = ReplayBuffer(config.buffer_size, (bands, side, side), generator("buffer"), config.reinit_probability, classes if config.class_conditional else None, start)
+    slots = ranks.part(config.buffer_size, "buffer_size")
+    buffer = ReplayBuffer(slots, (bands, side, side), generator("buffer", *ranks.names()), config.reinit_probability, classes if config.class_conditional else None, start)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
-        batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise, known_labels(config, train)),
+        batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise, known_labels(config, train), ranks),
         validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision)
         | sample_distance(config, buffer, train) | calibration_now(config, network, validation),
         optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2)),
         schedule=config.schedule(), seed=config.seed, precision=config.precision, economy=config.economy(), descent=config.descent(), feedback=config.heed(),
-        plain_marginal=config.plain_marginal, unlabelled_images=config.unlabelled_images,
+        plain_marginal=config.plain_marginal, unlabelled_images=config.unlabelled_images, ranks=ranks,
         evaluate_every=config.evaluate_every,
         # runs share a machine with other runs; a graphics card's work is not in the processor's time
         clock=time.process_time if device == "cpu" else time.perf_counter,
@@ -139,7 +141,7 @@ def make_record(
         "samples": sample_statistics(samples.cpu()),
         "landscape": energy_landscape(trainer.network, real, samples[0], aggregation=config.aggregation),
         "data": train.provenance, "versions": versions(), "device": samples.device.type, "commit": commit(),
-    } | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
+    } | ({"taken_over": trainer.taken_over} if trainer.taken_over else {}) | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
     return record, sample_sheet(samples[:8])
 
 # %% ../nbs/64_runs.ipynb #c6a2d0f4
@@ -200,23 +202,28 @@ def run(
     experiment: str,  # the folder below `root`, such as "regularization"
     root: str | Path | None = None,  # reports/runs if None
     progress: bool = False,  # show a bar with the time left
+    ranks: Ranks = ALONE,  # which of several processes this is, see `89_torchrun`; the first of them writes
 ) -> dict:  # the record
     "Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on."
+    if ranks.world != config.ranks:
+        raise ValueError(f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, or torchrun --nproc-per-node {config.ranks}; "
+                         f"with ranks={ranks.world} it is another run, which `go_on_with` lets take over what this one has reached")
     folder = run_folder(experiment, config.run_id, root)
-    if (record := read_record(folder)) is not None:
+    if (record := ranks.same(lambda: read_record(folder))) is not None:
         return record
-    require_writable(folder)
-    with locked(folder / "run", f"run {config.run_id} is being computed by another process; waiting for it"), requests_to_stop() as asked:
-        if (record := read_record(folder)) is not None:
+    alone = locked(require_writable(folder) / "run", f"run {config.run_id} is being computed by another process; waiting for it") if ranks.first else nullcontext()
+    with alone, requests_to_stop() as asked:
+        if (record := ranks.same(lambda: read_record(folder))) is not None:
             return record  # by the process that held it
         commit()  # remembered now: files may change while we train
         train, validation = load_data(config)
         check_probes(config.probes, train, validation)
-        with writable(config, folder):
-            write_json(folder / "config.json", config.as_json())
+        if ranks.first:
+            with writable(config, folder):
+                write_json(folder / "config.json", config.as_json())
         keep_freed_memory()
-        _train(config, experiment, folder, train, validation, progress, asked)
-    return read_record(folder)
+        _train(config, experiment, folder, train, validation, progress, asked, ranks)
+        return ranks.same(lambda: read_record(folder))
 
 
 @contextmanager
@@ -229,22 +236,25 @@ def writable(config: RunConfig, folder: Path) -> Iterator[None]:
                       "and start it again; it goes on from its last checkpoint") from error
 
 
-def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset, validation: ImageDataset, progress: bool, asked: Sequence[str]) -> None:
+def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset, validation: ImageDataset, progress: bool, asked: Sequence[str], ranks: Ranks) -> None:
     "Train, and write pictures and record."
     with one_thread():
-        trainer = build_trainer(config, train, validation, "cuda" if torch.cuda.is_available() else "cpu")
-        watch, history = DivergenceWatch(config.criterion()), History(folder / "metrics.jsonl")
+        trainer = build_trainer(config, train, validation, "cuda" if torch.cuda.is_available() else "cpu", ranks)
+        watch, history = DivergenceWatch(config.criterion()), History(folder / "metrics.jsonl" if ranks.first else None)
         # so many images and chains that their pictures stay small
         shown, walking = max(1, min(4, 128 // config.image_size)), 4 if config.image_size <= 32 else 1
         last = LastSamples(chains=walking)
         restart = Restart(config.restart_policy(), history)
         public = train.provenance.get("show_labels", True)
         snapshots = [Snapshots(validation.images[:shown], validation.labels[:shown], train.classes, show_labels=public, number=walking)] if train.segmentation else []
-        origin = {name: versions()[name] for name in ("torch", "numpy")} | {"data": data_digest(train, validation), "device": str(device_of(trainer.network))}
+        origin = {name: versions()[name] for name in ("torch", "numpy")} | {"data": data_digest(train, validation), "device": device_of(trainer.network).partition(":")[0]}
         checkpoints = Checkpoints(folder, config.run_id, [history, restart, last, *snapshots], asked, origin)
-        trainer.callbacks = (watch, history, restart, last, *snapshots, checkpoints, *([ProgressBar(config.epochs)] if progress else []))
+        trainer.callbacks = (watch, history, restart, last, *snapshots, checkpoints, *([ProgressBar(config.epochs)] if progress and ranks.first else []))
         checkpoints.resume(trainer)
         trainer.fit(config.epochs)
+        ranks.require_same(trainer.network)
+        if not ranks.first:
+            return  # the first writes for all
         record, picture = make_record(config, experiment, trainer, history, restart, train, validation)
         found, pictures = answers(config, trainer, train, validation, lambda: checkpoints.stop_if_asked(trainer))
         record |= {"probes": found} if config.probes else {}

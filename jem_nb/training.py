@@ -8,7 +8,9 @@ __all__ = ['PLACE', 'SPENT', 'Callback', 'TrainingState', 'Trainer']
 # %% ../nbs/55_training.ipynb #de92656f
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from .feedback import FLOORS, LIMIT, Feedback, implausibility, measured
 from .metrics import sample_statistics
 from .objective import Objective
 from .precision import working_precision
+from .ranks import ALONE, Ranks
 from .records import finite_or_none
 from .sgld import LangevinSampler
 
@@ -47,7 +50,7 @@ class Callback:
 
 # %% ../nbs/55_training.ipynb #f9597811
 PLACE = ("epoch", "iteration", "measures", "evaluations")  # of a trainer: where it stands
-SPENT = ("seconds", "passes", "computed", "attempt", "rate_factor")  # and what it took to get there
+SPENT = ("seconds", "passes", "computed", "attempt", "rate_factor", "taken_over")  # and what it took to get there
 
 
 @dataclass
@@ -70,6 +73,7 @@ class TrainingState:
     plain_marginal: bool = False  # p(x) sees its images without augmentation and noise
     unlabelled_images: bool = True  # p(x) sees images without labels too
     evaluate_every: int = 1  # epochs; the last is always evaluated
+    ranks: Ranks = ALONE  # which of several processes this is
     callbacks: Sequence[Callback] = ()
     epoch: int = 0  # completed epochs
     iteration: int = 0  # completed iterations
@@ -85,9 +89,15 @@ class TrainingState:
     attempt: int = 0  # how often training went back, see `rewind`
     rewound: bool = False  # whether it did so in this iteration, which then does not count
     rate_factor: float = 1.0  # of the schedule's learning rate
+    taken_over: list[str] = field(default_factory=list)  # runs whose state this one went on with
 
     def __post_init__(self):
         self.average = self.descent.average(self.network)
+
+    @cached_property
+    def synchronised(self) -> nn.Module:
+        "The network, through which losses go: their gradients are those of all ranks."
+        return self.ranks.synchronised(self.network)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -118,7 +128,7 @@ class TrainingState:
         self.buffer.undo(self.buffer.puts - state["puts"])
         self.load_state_dict(state, PLACE)
         self.attempt += 1
-        self.buffer.generator = named_generator(self.seed, "buffer", self.attempt, device=str(self.buffer.generator.device))
+        self.buffer.generator = named_generator(self.seed, "buffer", self.attempt, *self.ranks.names(), device=str(self.buffer.generator.device))
         self.stopped, self.rewound = None, True
 
 # %% ../nbs/55_training.ipynb #5c7df807
@@ -161,6 +171,7 @@ class Trainer(TrainingState):
         real = self.batches.unlabelled(self.epoch, number, self.plain_marginal) if self.objective.marginal_weight and self.unlabelled_images else None
         real = None if real is None else self.economy.resolution(real.to(device), self.epoch)
         others = self._walk(labels, number, device, images if real is None else real) | {"real": real}
+        self.measures = self.ranks.mean(self.measures)
         self.optimizer.zero_grad(set_to_none=True)
         self.measures |= self._backward(images, labels, device, **others) | {"learning_rate": rate}
         self._call("after_losses")
@@ -183,22 +194,29 @@ class Trainer(TrainingState):
         self, images: Tensor, labels: Tensor, device: str, generated: Tensor | None = None, joint: tuple[Tensor, Tensor] = (None, None), real: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> dict[str, float]:
-        "Leave the gradients of a batch's losses in the weights, part after part; return the losses."
+        "Leave the gradients of a batch's losses in the weights, part after part; return the losses. Of several ranks, those of the whole batch."
         batches = {"labelled": images, "generated": generated, "joint": joint[0], "real": real}
         sizes = {name: len(batch) for name, batch in batches.items() if batch is not None}
         number, measures = self.economy.parts(sum(sizes.values()), min(sizes.values())), {}
+        pixels = (labels != IGNORED).sum().item() if labels.ndim == 3 else 0
+        whole = self.ranks.total(sizes | {"labelled_pixels": pixels})
         cuts = [[None] * number if whole is None else whole.tensor_split(number) for whole in (images, labels, generated, *joint, real, weights)]
-        for x, y, x_generated, x_joint, y_joint, x_real, weight in zip(*cuts):
-            shares = {name: len(part) / sizes[name] for name, part in zip(batches, (x, x_generated, x_joint, x_real)) if part is not None}
+        for part_number, (x, y, x_generated, x_joint, y_joint, x_real, weight) in enumerate(zip(*cuts), start=1):
+            shares = {name: len(part) / whole[name] for name, part in zip(batches, (x, x_generated, x_joint, x_real)) if part is not None}
             if labels.ndim == 3:
-                shares["labelled_pixels"] = ((y != IGNORED).sum() / (labels != IGNORED).sum().clamp(min=1)).item()
-            with working_precision(device, self.precision):
-                losses = self.objective(self.network, x, y, x_generated, (x_joint, y_joint), x_real, shares, weight)
-            losses.total.backward()
+                shares["labelled_pixels"] = (y != IGNORED).sum().item() / max(1, whole["labelled_pixels"])
+            with self._together(part_number == number), working_precision(device, self.precision):
+                losses = self.objective(self.synchronised, x, y, x_generated, (x_joint, y_joint), x_real, shares, weight)
+                # of ranks the mean is taken, and parts are to be added up
+                (self.ranks.world * losses.total).backward()
             measures = {name: measures.get(name, 0.0) + value for name, value in losses.parts.items()}
         for batch in batches.values():
             self._spend(3, batch)
-        return measures
+        return self.ranks.total(measures)
+
+    def _together(self, last: bool) -> AbstractContextManager:
+        "Ranks exchange gradients with the last part of a batch, and not before."
+        return nullcontext() if last or self.ranks.world == 1 else self.synchronised.no_sync()
 
     def _spend(self, passes: int, images: Tensor | None) -> None:
         "Count the passes of a batch, in those of images at full resolution."
@@ -207,9 +225,9 @@ class Trainer(TrainingState):
 
     def _walk(self, labels: Tensor, number: int, device: str, real: Tensor) -> dict:
         "Samples of p(x) and p(x, y), as far as the objective asks for them."
-        samples, count = {}, self.economy.chains(self.batches.batch_size)
+        samples, count = {}, self.ranks.part(self.economy.chains(self.batches.batch_size), "chains")
         # after going back, noise that was not seen before
-        noise = named_generator(self.seed, "chain", self.epoch, number, *([self.attempt] if self.attempt else []), device=device)
+        noise = named_generator(self.seed, "chain", self.epoch, number, *([self.attempt] if self.attempt else []), *self.ranks.names(), device=device)
         if self.objective.marginal_weight:
             # p(x) by classes: each is as likely as any other
             classes = self.buffer.classes
@@ -246,7 +264,7 @@ class Trainer(TrainingState):
             for batch in (generated, real):
                 self._spend(1, batch)
         found = implausibility(*measured(self.feedback.measure, self.network, generated, real), FLOORS.get(self.feedback.measure, 0.0))
-        self.measures |= {"implausibility": finite_or_none(found.median().item()), "implausible_percent": 100 * (found > LIMIT).double().mean().item()}
+        self.measures |= {"implausibility": min(found.median().item(), 1e6), "implausible_percent": 100 * (found > LIMIT).double().mean().item()}
         return found
 
     def _evaluate(self) -> None:
