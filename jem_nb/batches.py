@@ -93,7 +93,7 @@ class Batches:
         ranks.part(batch_size, "batch_size")
         if labelled is not None and len(labelled) < ranks.world:
             raise ValueError(f"{len(labelled)} labelled images for {ranks.world} ranks: expected at least one for each; use fewer ranks, or more labels")
-        self.ranks, self.images, self.labels = ranks, images, torch.from_numpy(np.asarray(labels, dtype=np.int64 if labels.ndim == 1 else np.uint8))
+        self.ranks, self.images, self.labels = ranks, images, np.asarray(labels, dtype=np.int64) if labels.ndim == 1 else labels
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise
         self.labelled = None if labelled is None else torch.from_numpy(np.asarray(labelled, dtype=np.int64))
 
@@ -117,7 +117,7 @@ class Batches:
     def batch(self, indices: Tensor, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         "One batch: gathered, augmented, scaled, with noise."
         generator = named_generator(self.seed, "augmentation", epoch, number, *self.ranks.names())
-        stored, labels = self._stored(indices), self.labels[indices]
+        stored, labels = self._stored(self.images, indices), self._stored(self.labels, indices)
         if labels.ndim == 3:  # a map moves with its image, as one band more
             moved = augment(torch.cat([stored, labels[:, None]], dim=1), generator, self.pad, self.flip)
             stored, labels = moved[:, :-1], moved[:, -1].long()
@@ -129,12 +129,12 @@ class Batches:
         "The images of one batch for p(x), from all that there are; `plain`: as they are stored. None where they are those of the labelled batch."
         if self.labelled is None and not plain:
             return None
-        stored = self._stored(self.ranks.cut(epoch_order(len(self.images), self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]))
+        stored = self._stored(self.images, self.ranks.cut(epoch_order(len(self.images), self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]))
         generator = named_generator(self.seed, "unlabelled", epoch, number, *self.ranks.names())
         return to_pixels(stored) if plain else add_noise(to_pixels(augment(stored, generator, self.pad, self.flip)), self.data_noise, generator)
 
-    def _stored(self, indices: Tensor) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.images[indices.numpy()]))
+    def _stored(self, array: np.ndarray, indices: Tensor) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array[indices.numpy()]))
 
 # %% ../nbs/16_batches.ipynb #d715410a
 def image_noise(

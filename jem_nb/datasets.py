@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import IGNORED
+from .arrays import IGNORED, choose, chunks
 from .blocks import DROPPED, TRAIN, VALIDATION, BlockSplit, block_split
 from .canvas import EXTENT, PIXEL_CLASSES
 from .cifar10 import CIFAR10_CLASSES, load_cifar10
@@ -33,7 +33,7 @@ class ImageDataset:
     "Labelled images, what they show, and where they came from."
 
     name: str
-    images: np.ndarray  # uint8 `[N, C, H, W]`, possibly mapped from a file
+    images: np.ndarray  # uint8 `[N, C, H, W]`; or `Rows` of such an array, which stay on the disk
     labels: np.ndarray  # positions in `classes`: int64 `[N]`, or for segmentation uint8 `[N, H, W]` with `IGNORED` where there is none
     classes: tuple[str, ...]
     bands: tuple[str, ...]  # one name for each channel
@@ -47,10 +47,11 @@ class ImageDataset:
         count, _, *size = self.images.shape
         if (self.labels.dtype, self.labels.shape) not in ((np.int64, (count,)), (np.uint8, (count, *size))):
             raise ValueError(f"labels of {self.name} are {self.labels.dtype} {self.labels.shape}: expected int64 [{count}], or uint8 {[count, *size]} with a label for each pixel")
-        given = self.labels[self.labels != IGNORED] if self.segmentation else self.labels
-        if given.size and not 0 <= given.min() <= given.max() < len(self.classes):
-            also = f", or {IGNORED} for pixels without a label" if self.segmentation else ""
-            raise ValueError(f"labels of {self.name} run from {given.min()} to {given.max()}: expected 0 to {len(self.classes) - 1}{also}")
+        for some in chunks(self.labels):
+            given = some[some != IGNORED] if self.segmentation else some
+            if given.size and not 0 <= given.min() <= given.max() < len(self.classes):
+                also = f", or {IGNORED} for pixels without a label" if self.segmentation else ""
+                raise ValueError(f"labels of {self.name} run from {given.min()} to {given.max()}: expected 0 to {len(self.classes) - 1}{also}")
 
     @property
     def segmentation(self) -> bool:
@@ -63,10 +64,10 @@ class ImageDataset:
     def subset(
         self,
         indices: np.ndarray,  # int `[M]`
-    ) -> "ImageDataset":  # with images and labels copied into memory
-        "The images at these indices, in this order."
+    ) -> "ImageDataset":
+        "The images at these indices, in this order; of what is mapped from a file nothing is copied, see `Rows`."
         blocks = None if self.blocks is None else self.blocks[indices]
-        return replace(self, images=np.asarray(self.images[indices]), labels=self.labels[indices], blocks=blocks)
+        return replace(self, images=choose(self.images, indices), labels=choose(self.labels, indices), blocks=blocks)
 
 # %% ../nbs/14_datasets.ipynb #ec9e745e
 def balanced_subset(
@@ -173,10 +174,10 @@ def _tiled(
 
 def _class_percent(whole: ImageDataset) -> dict:  # JSON types
     "Of the labelled pixels, how many each class has; of all pixels, how many have no label."
-    counts = np.bincount(whole.labels.ravel(), minlength=IGNORED + 1)
+    counts = sum(np.bincount(labels.ravel(), minlength=IGNORED + 1) for labels in chunks(whole.labels))
     labelled = max(1, int(counts[:IGNORED].sum()))
     shares = {name: round(100 * int(counts[number]) / labelled, 2) for number, name in enumerate(whole.classes)}
-    return {"class_percent": shares, "unlabelled_percent": round(100 * int(counts[IGNORED]) / max(1, whole.labels.size), 2)}
+    return {"class_percent": shares, "unlabelled_percent": round(100 * int(counts[IGNORED]) / max(1, int(counts.sum())), 2)}
 
 # %% ../nbs/14_datasets.ipynb #0befdfc3
 def _check_request(name: str, split: str, train_images: int | None, validation_images: int | None, seed: int, tile_size: int | None) -> None:

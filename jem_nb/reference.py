@@ -28,7 +28,7 @@ class ReferenceTrainer(Trainer):
         super().__post_init__()
         self.network = self.network.to(memory_format=torch.contiguous_format)
         # an order of its own for the labelled images
-        self.labelled = Batches(self.batches.images, self.batches.labels.numpy(), self.batches.batch_size, self.seed + 2**32,
+        self.labelled = Batches(self.batches.images, self.batches.labels, self.batches.batch_size, self.seed + 2**32,
                                 self.batches.pad, self.batches.flip, self.batches.data_noise)
 
     def step(self, images: Tensor, labels: Tensor, number: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arrays import Rows
 from .autocorrelation import correlogram_distance
 from .batches import Batches, named_generator, to_pixels
 from .buffer import ReplayBuffer
@@ -71,7 +72,7 @@ def data_digest(*data: ImageDataset) -> str:  # hexadecimal digits
     digest = hashlib.sha256()
     for images in data:
         for array in (images.images, images.labels):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.digest() if isinstance(array, Rows) else np.ascontiguousarray(array))
     return digest.hexdigest()[:16]
 
 

@@ -145,9 +145,9 @@ def _sample(image: np.ndarray, valid: np.ndarray, labels: np.ndarray, image_size
     return np.concatenate([area_resize(image, image_size), majority_resize(labels, image_size)[None]])
 
 # %% ../nbs/13_tiles.ipynb #278395ee
-def _cut_all(description: TileDescription, root: Path, tile_size: int, image_size: int) -> tuple[np.ndarray, dict]:
-    "All samples `[N, C + 1, image_size, image_size]`, labels last, and what was cut and left out."
-    pairs, first, samples, names, bounds, places, grids = find_pairs(description, root), None, [], [], [], [], {}
+def _cut_all(description: TileDescription, root: Path, tile_size: int, image_size: int, found: dict) -> Iterator[np.ndarray]:  # uint8 `[C + 1, image_size, image_size]`
+    "All samples, labels last, one raster in memory at a time; what was cut and left out goes to `found`, as JSON types, at the end."
+    pairs, first, names, bounds, places, grids = find_pairs(description, root), None, [], [], [], {}
     ranges = _ranges(description, [path for _, path, _ in pairs])
     left_out = {"samples_without_data": 0, "samples_without_labels": 0, "pixels_at_edges": 0}
     for key, image_path, label_path in pairs:
@@ -164,16 +164,16 @@ def _cut_all(description: TileDescription, root: Path, tile_size: int, image_siz
             elif (labels == IGNORED).all():
                 left_out["samples_without_labels"] += 1
             else:
-                samples.append(_sample(pixels, valid, labels, image_size))
+                yield _sample(pixels, valid, labels, image_size)
                 names.append(f"{key}_{row}_{column}")
                 places.append([len(grids) - 1, row, column])
                 corners = [_ground(image.transform, tile_size * (column + step), tile_size * (row + step)) for step in (0, 1)]
                 bounds.append([*np.min(corners, axis=0).tolist(), *np.max(corners, axis=0).tolist()])
-    if not samples:
+    if not names:
         raise ValueError(f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {first.path}: left out {left_out}; lower tile_size, or correct 'values' or 'nodata'")
     metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
-    read = {"crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges, "rasters": len(pairs), "left_out": left_out}
-    return np.stack(samples), {"names": names, "bounds": bounds, "places": places, "grids": grids} | read
+    found |= {"names": names, "bounds": bounds, "places": places, "grids": grids}
+    found |= {"crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges, "rasters": len(pairs), "left_out": left_out}
 
 # %% ../nbs/13_tiles.ipynb #d14cab2a
 @contextlib.contextmanager
@@ -213,11 +213,11 @@ def read_tiles(
     meaning["bands"] = list(description.bands.items())  # their order counts
     entry = f"tiles-3-{sha256[:16]}-{run_id(meaning)}-{tile_size}-{image_size}"
 
-    def cut() -> tuple[np.ndarray, dict]:
+    def cut(found: dict) -> Iterator[np.ndarray]:
         with _opened(source) as root:
-            return _cut_all(description, root, tile_size, image_size)
+            yield from _cut_all(description, root, tile_size, image_size, found)
 
-    array, details = cached_array(entry, cut)
+    array, details = cached_array(entry, lambda: (cut(found := {}), found))
     provenance = {
         "source": source.name, "sha256": sha256, "official": False, "note": "user's rasters: size, place, coordinate system and labels of each were checked",
         "licence": description.licence, "cite": description.cite, "show_labels": description.show_labels, "tile_size": tile_size, "pixels_sha256": details["array"]["sha256"],
