@@ -1,12 +1,14 @@
 """Checks of the repository's promises: `python .ci/checks.py NAME`. Each prints what is wrong and exits with 1."""
 import difflib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,19 +162,22 @@ def repeat() -> list[str]:
     differs, and training amplifies that: then the first iterations must agree, and the fate. A single run on the verge of dying may
     still go either way, so where a fate differs by rounding a second run is asked, and fails if it differs too.
     """
+    experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").iterdir())
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(repeated_of, experiments), [])
+
+
+def repeated_of(experiment: str) -> list[str]:
     from jem_nb.records import collect
     from jem_nb.runs import commit
-    problems, choice = [], random.Random(commit())  # another pick for each commit, the same for one
-    for folder in sorted((ROOT / "reports" / "runs").iterdir()):
-        records = [record for record in collect(folder.name) if "history" in record and record["seconds"] < 45]
-        for old in choice.sample(records, min(2, len(records))):
-            errors, other_fate = repeated(old)
-            problems += errors
-            if not other_fate:
-                break
-        else:
-            problems += [f"{folder.name}: {len(records[:2])} runs in turn have another fate than their records"] * bool(records)
-    return problems
+    problems, choice = [], random.Random(commit() + experiment)  # another pick for each commit, the same for one
+    records = [record for record in collect(experiment) if "history" in record and record["seconds"] < 45]
+    for old in choice.sample(records, min(2, len(records))):
+        errors, other_fate = repeated(old)
+        problems += errors
+        if not other_fate:
+            return problems
+    return problems + [f"{experiment}: {len(records[:2])} runs in turn have another fate than their records"] * bool(records)
 
 
 def repeated(old: dict) -> tuple[list[str], bool]:
