@@ -23,6 +23,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_regularization": {"dataset": "eurosat"},
     "exp_sample_feedback": {},
     "exp_segmentation_branch": {},
+    "exp_semi_supervised": {},
     "exp_sgld_steps": {"dataset": "eurosat"},
     "exp_sjem_buffer": {},
     "exp_sjem_unet": {},

@@ -80,7 +80,9 @@ def plot_labels(
     "Scores against the share of labels, a column of panels a split; lines are means, dots runs, dashed with temperature."
     splits = list(dict.fromkeys(runs["split"]))
     figure, axes = new_panels(len(quantities), len(splits), (0.9 + 3.4 * len(splits), 0.8 + 2.3 * len(quantities)), sharex=True, sharey="row")
-    for row, (column, label) in zip(axes, quantities.items()):
+    shares = sorted(runs["labels_percent"].unique())
+    names = [f"{share:g}" if following is None or following / share > 1.5 else "" for share, following in zip(shares, [*shares[1:], None])]  # none that would run into the next
+    for number, (row, (column, label)) in enumerate(zip(axes, quantities.items())):
         for panel, split in zip(row, splits):
             for model, color in MODEL_COLORS.items():
                 for scaled in ((False, True) if column != "accuracy" else (False,)):
@@ -91,9 +93,9 @@ def plot_labels(
                     panel.plot(mean.index, mean, "--" if scaled else "-", color=color, label=model + (", temperature" if scaled else ""), lw=1.2)
                     if not scaled:
                         panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
-            panel.set(xscale="log", title=split if row is axes[0] else None, xlabel="labelled images (%)" if row is axes[-1] else None)
-            panel.set(**({"yscale": "log"} if column.startswith("ece") else {"ylim": (0, None)}))
-            panel.set_xticks(sorted(runs["labels_percent"].unique()), [f"{percent:g}" for percent in sorted(runs["labels_percent"].unique())])
+            panel.set(xscale="log", title="" if number else split, xlabel="labelled images (%)" if number == len(axes) - 1 else "")
+            panel.set(**({"yscale": "log", "yticks": (1, 2, 5, 10, 20, 50), "yticklabels": (1, 2, 5, 10, 20, 50)} if column.startswith("ece") else {"ylim": (0, None)}))
+            panel.set_xticks(shares, names)
             panel.minorticks_off()
         row[0].set_ylabel(label)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -112,7 +114,7 @@ def plot_reliability(
         count, confidence, right = np.asarray(sums, dtype=float).T
         some = count > 0
         panel.plot([0, 100], [0, 100], color="0.7", lw=0.8, zorder=0)
-        panel.scatter(100 * confidence[some] / count[some], 100 * right[some] / count[some], 200 * count[some] / count.sum() + 4, color=MODEL_COLORS.get(name, "#000000"), alpha=0.8, linewidth=0)
+        panel.scatter(100 * confidence[some] / count[some], 100 * right[some] / count[some], 200 * count[some] / count.sum() + 4, color=MODEL_COLORS[name.removesuffix(", scaled")], alpha=0.8, linewidth=0)
         panel.set(title=name, xlabel="confidence (%)", xlim=(0, 103), ylim=(0, 103))
     axes[0, 0].set_ylabel("accuracy (%)")
     add_title(figure, title)
