@@ -20,6 +20,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_generation": {},
     "exp_generation_branch": {},
     "exp_learning_rate": {"dataset": "eurosat"},
+    "exp_ood": {},
     "exp_regularization": {"dataset": "eurosat"},
     "exp_sample_feedback": {},
     "exp_segmentation_branch": {},

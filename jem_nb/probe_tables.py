@@ -114,7 +114,8 @@ def plot_reliability(
         count, confidence, right = np.asarray(sums, dtype=float).T
         some = count > 0
         panel.plot([0, 100], [0, 100], color="0.7", lw=0.8, zorder=0)
-        panel.scatter(100 * confidence[some] / count[some], 100 * right[some] / count[some], 200 * count[some] / count.sum() + 4, color=MODEL_COLORS[name.removesuffix(", scaled")], alpha=0.8, linewidth=0)
+        panel.scatter(100 * confidence[some] / count[some], 100 * right[some] / count[some], 200 * count[some] / count.sum() + 4,
+                      color=MODEL_COLORS[name.removesuffix(", scaled")], alpha=0.8, linewidth=0)
         panel.set(title=name, xlabel="confidence (%)", xlim=(0, 103), ylim=(0, 103))
     axes[0, 0].set_ylabel("accuracy (%)")
     add_title(figure, title)
@@ -149,6 +150,7 @@ def plot_unknown(
                 panel.plot(values, [place] * len(values), ".", color=MODEL_COLORS[model], markersize=3)
         panel.axvline(50, color="0.5", lw=0.8)
         panel.set(title=kind, xlim=(0, 100), yticks=range(len(scores)), yticklabels=scores)
+        panel.tick_params(labelbottom=kinds.index(kind) + columns >= len(kinds))  # where no other panel is below
         panel.set_xlabel("AUROC (%)")
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -157,9 +157,9 @@ def nodata_of(file: DatasetReader, trained: TrainedNetwork) -> float | None:
 
 # %% ../nbs/80_windows.ipynb #23f13e33
 def usual_window(network: nn.Module, classes: int) -> int:  # pixels along a side
-    "A window whose widest features, where the last level of a U-Net begins, and whose layers take 200 MB at most: then maps of any size need less than 2 GB."
+    "A window whose widest features, where the last level of a U-Net begins, and whose layers take 170 MB at most: then maps of any size need less than 2 GB."
     widest = max(2 * classes, network.decoder.levels[-1][0].in_channels if hasattr(network, "decoder") else 48)
-    return min(1024, max(128, int((2.1e8 / 4 / widest) ** 0.5) // 128 * 128))
+    return min(1024, max(128, int((1.7e8 / 4 / widest) ** 0.5) // 128 * 128))
 
 
 def lay_out(
