@@ -991,6 +991,7 @@ d = { 'settings': { 'branch': 'main',
                                 'jem_nb.windows.nodata_of': ('windows.html#nodata_of', 'jem_nb/windows.py'),
                                 'jem_nb.windows.reach': ('windows.html#reach', 'jem_nb/windows.py'),
                                 'jem_nb.windows.read_window': ('windows.html#read_window', 'jem_nb/windows.py'),
+                                'jem_nb.windows.sampled_places': ('windows.html#sampled_places', 'jem_nb/windows.py'),
                                 'jem_nb.windows.shrink_factor': ('windows.html#shrink_factor', 'jem_nb/windows.py'),
                                 'jem_nb.windows.usual_window': ('windows.html#usual_window', 'jem_nb/windows.py'),
                                 'jem_nb.windows.window_logits': ('windows.html#window_logits', 'jem_nb/windows.py')}}}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRIDE', 'NEAR', 'LARGEST_FACTOR', 'MOST_WITHOUT_DATA', 'reach', 'Layout', 'find_bands', 'shrink_factor',
-           'check_values', 'has_data', 'nodata_of', 'usual_window', 'lay_out', 'read_window', 'window_logits',
-           'layer_names', 'map_layers']
+           'check_values', 'sampled_places', 'has_data', 'nodata_of', 'usual_window', 'lay_out', 'read_window',
+           'window_logits', 'layer_names', 'map_layers']
 
 # %% ../nbs/80_windows.ipynb #bf8b2214
 from dataclasses import dataclass
@@ -124,13 +124,15 @@ def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNe
         raise ValueError(f"{file.name} has values of type {', '.join(sorted(kinds))}, the network was trained on {meaning.type}: convert it as the training rasters were")
     if meaning.range is None:
         return
-    shape = min(file.height, 1000), min(file.width, 1000)  # a thousand pixels along a side tell enough
-    values = file.read(bands, out_shape=(len(bands), *shape))
-    valid = has_data(file, values, bands, trained, out_shape=shape)
-    if not valid.any():
+    some = []
+    for place in sampled_places(file.height, file.width):
+        values = file.read(bands, window=place)
+        some.append(values[:, has_data(file, values, bands, trained, window=place)])
+    values = np.concatenate(some, axis=1)
+    if not values.size:
         return
     spans = []
-    for name, band, (low, high) in zip(trained.bands, values[:, valid], meaning.range):
+    for name, band, (low, high) in zip(trained.bands, values, meaning.range):
         spans.append(np.subtract(*np.percentile(band, (99, 1))) / (high - low))
         if (outside := 100 * ((band < low) | (band > high)).mean()) > 90:
             raise ValueError(f"{file.name}, band {name}: {outside:.0f} % of its values lie outside {low:g} to {high:g}, where those of training lay "
@@ -138,6 +140,14 @@ def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNe
     if max(spans) < 0.005:
         raise ValueError(f"{file.name}: in no band do values span more than {100 * max(spans):.2g} % of the range of training, "
                          f"such as {meaning.range[0][0]:g} to {meaning.range[0][1]:g} for {trained.bands[0]}: bring it to the same unit")
+
+
+def sampled_places(height: int, width: int, side: int = 256) -> list[tuple[tuple[int, int], tuple[int, int]]]:  # rows and columns, from and to
+    "Squares of a raster that stand for all of it: 16 in a grid, or all where it is small. A smaller version of it would have to read the whole of it."
+    if height * width <= 16 * side * side:
+        return [((0, height), (0, width))]
+    rows, columns = (sorted({round(start) for start in np.linspace(0, max(0, length - side), 4)}) for length in (height, width))
+    return [((row, min(row + side, height)), (column, min(column + side, width))) for row in rows for column in columns]
 
 
 def has_data(file: DatasetReader, values: np.ndarray, bands: tuple[int, ...], trained: TrainedNetwork, **place) -> np.ndarray:  # bool [H, W]; `place` as `file.read` takes it
