@@ -32,6 +32,7 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
     "exp_speed": {"time_anew": False},
     "exp_stabilizers": {"dataset": "eurosat"},
     "exp_time_to_quality": {"dataset": "eurosat"},
+    "scale": {"time_anew": False},
     "what_now": {},  # last, for it reads the tables of the others
 }
 
