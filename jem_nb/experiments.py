@@ -145,10 +145,14 @@ def _collect(configs: list[RunConfig], experiment: str, root, bar: tqdm, executo
             if isinstance(error, (BrokenProcessPool, CancelledError)):  # a scheduler that went away cancels
                 lost.append(config)
                 settled -= run_seconds(config)
-            elif error is not None:
+                continue
+            if error is None:
+                try:
+                    done[config.run_id] = received(future.result(), config)
+                except Exception as problem:  # with what it sent; the others go on
+                    error = problem
+            if error is not None:
                 failures.append(f"run {config.run_id} ({config.regularizer} {config.regularizer_weight:g}, seed {config.seed}):\n" + "".join(traceback.format_exception(error)))
-            else:
-                done[config.run_id] = received(future.result(), config)
         died = sum(record["status"] == "diverged" for record in done.values())
         bar.set_description(f"{len(done)}/{len(done) + len(waiting)} runs, {died} diverged", refresh=False)
         under_way = sum(_iterations_done(config, experiment, root) * predicted_seconds(config) for config in waiting.values())
@@ -182,10 +186,13 @@ def _run_on_cluster(config: RunConfig, experiment: str, root: Path, note: tuple[
     if different := differences(fingerprint(), expected):
         raise ClusterError(f"this worker has {different}: install there what is here")
     name, text = note
-    with suppress(OSError, UnicodeDecodeError):
-        if Path(name).read_text() == text:
-            run(config, experiment, root)
-            return {}
+    try:
+        shared = Path(name).read_text() == text
+    except (OSError, UnicodeDecodeError):
+        shared = False
+    if shared:
+        run(config, experiment, root)
+        return {}
     from distributed import get_worker  # only clusters need it
 
     with TemporaryDirectory(dir=get_worker().local_directory) as folder:
@@ -219,4 +226,3 @@ def _on_cluster(scheduler: str, experiment: str, root: Path, again: bool) -> Ite
                    partial(_received, experiment=experiment, root=root))
         finally:
             note.unlink(missing_ok=True)
-
