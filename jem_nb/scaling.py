@@ -31,14 +31,15 @@ class Workers:
         if self.checkpoint_every is not None and not self.checkpoint_every > 0:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}: expected more than 0, or None for no checkpoints")
 
-
+# %% ../nbs/93_scaling.ipynb #93000012
 def simulate_sweep(
     seconds: Sequence[float],  # of each run, undisturbed
     workers: Workers,
     generator: np.random.Generator,  # of failures
+    killed: dict[int, float] | None = None,  # workers, counted from 0, each of which fails at this moment too, in seconds; one that has no run then loses nothing
 ) -> dict[str, float]:  # makespan in seconds; efficiency: share of the workers' time that went into runs and was not lost; failures
     "How a sweep goes, from its first run to the end of its last."
-    rate = workers.failures_per_hour / 3600
+    rate, killed = workers.failures_per_hour / 3600, killed or {}
     waiting = sorted(-time for time in seconds)  # a heap of work left, the longest first
     free = [(0.0, worker) for worker in range(workers.number)]  # when, and who
     scheduler, ended, failures, going = 0.0, 0.0, 0, []  # runs that failed, by the time at which they wait again
@@ -52,6 +53,8 @@ def simulate_sweep(
         scheduler = max(scheduler, moment) + workers.dispatch
         began = scheduler + workers.overhead
         fails = generator.exponential(1 / rate) if rate else np.inf
+        if (at := killed.get(worker, 0.0) - scheduler) > 0:
+            fails = min(fails, at)
         if fails >= workers.overhead + left:
             ended = max(ended, began + left)
             heapq.heappush(free, (began + left, worker))
