@@ -25,7 +25,7 @@ from .batches import Batches
 from .cluster import LocalCluster, cluster
 from .configuration import STABLE_MAPS, RunConfig, make_config
 from .experiments import sweep
-from .machine import one_thread
+from .machine import keep_freed_memory, one_thread
 from .maps import write_map
 from .records import run_folder
 from .runs import run
@@ -136,6 +136,7 @@ def time_map(network: str, side: int = 2500, window: int | None = None, repeats:
             layout = lay_out(file, trained, window)
             windows = [read_window(file, layout, trained, *place)[0] for place in layout.windows]
         for _ in range(repeats):
+            keep_freed_memory()  # as a map does while its network computes, or the comparison would be too kind
             began = time.perf_counter()
             for pixels in windows:
                 window_logits(trained, layout, pixels)
