@@ -60,15 +60,22 @@ def sweep_configs(runs: int, epochs: int, size: int = 16) -> list[RunConfig]:
     return [replace(base, seed=seed, epochs=epochs + epochs * seed // max(1, runs - 1), evaluate_every=100) for seed in range(runs)]
 
 
+def _wall_seconds(config: RunConfig, root: Path) -> float:
+    "From a run's first file to its last, on the worker that finished it."
+    folder = run_folder("timed", config.run_id, root)
+    return (folder / "result.json").stat().st_mtime - (folder / "config.json").stat().st_mtime
+
+
 def time_sweep_on(made: LocalCluster, configs: Sequence[RunConfig], kill_after: float | None = None) -> dict:  # JSON types
-    "Wall seconds of a sweep on a cluster, and the seconds of its runs; optionally one worker is killed after a while."
+    "Wall seconds of a sweep on a cluster, and of its runs; optionally one worker is killed after a while."
     made.wait()
+    root = Path(tempfile.mkdtemp())
     killer = threading.Timer(kill_after or 0.0, replace_worker, [made])
     began = time.perf_counter()
     if kill_after is not None:
         killer.start()
-    records = sweep(configs, "timed", tempfile.mkdtemp(), scheduler=made.address)
-    found = {"workers": len(made.workers), "wall": time.perf_counter() - began, "runs": [record["seconds"] for record in records], "killed_after": kill_after}
+    sweep(configs, "timed", root, scheduler=made.address)
+    found = {"workers": len(made.workers), "wall": time.perf_counter() - began, "runs": [_wall_seconds(config, root) for config in configs], "killed_after": kill_after}
     if kill_after is not None:
         killer.join()
     return found
