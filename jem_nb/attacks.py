@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .energy import energy_of_logits
 from .precision import evaluating
-from .sgld import LangevinSampler, chain_noise
+from .sgld import LangevinSampler, langevin_move
 
 # %% ../nbs/41_attacks.ipynb #d0741170
 NORMS = ("linf", "l2")
@@ -50,13 +50,7 @@ def differentiable_chain(
     "The end of a chain as a function of its start; the same chain as `sampler.sample` walks from the same generator."
     for _ in range(sampler.steps):
         (gradient,) = torch.autograd.grad(energy_of_logits(network(x)).sum(), x, create_graph=True)
-        slope = gradient if sampler.gradient_clamp is None else gradient.clamp(-sampler.gradient_clamp, sampler.gradient_clamp)
-        for _ in range(sampler.moves):
-            x = x - sampler.step_size * slope
-            if sampler.noise:
-                x = x + sampler.noise * chain_noise(tuple(x.shape), generator).to(x)
-            if sampler.clamp is not None:
-                x = x.clamp(-sampler.clamp, sampler.clamp)
+        x = langevin_move(x, gradient, generator, *sampler.how)
     return x
 
 # %% ../nbs/41_attacks.ipynb #fbb9143a
