@@ -3,6 +3,7 @@ import difflib
 import json
 import multiprocessing
 import os
+import re
 import random
 import shutil
 import subprocess
@@ -88,6 +89,9 @@ def notebooks() -> list[str]:
             problems.append(f"{path.name}: {len(outputs)} stored outputs, expected none")
         if any("/site-packages/" in json.dumps(output) for output in outputs):
             problems.append(f"{path.name}: an output names a path of some machine, expected none; silence the warning and run it again")
+        silent = [cell["id"] for cell in cells if cell["cell_type"] == "code" and re.search(r"\b(display|print)\(", "".join(cell["source"])) and not cell["outputs"]]
+        if path.name == "index.ipynb" and silent:
+            problems.append(f"{path.name}: no stored outputs of cells {silent}, expected what readers see without running it; run it again")
         kinds = {kind for output in outputs for kind in output.get("data", {})} - set(SAFE_OUTPUTS)
         if kinds or any(output["output_type"] == "error" for output in outputs):
             problems.append(f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}")

@@ -72,7 +72,7 @@ def cluster(
     try:
         from distributed import Client
     except ImportError as error:
-        raise ClusterError(f"a scheduler ({address}) needs the package distributed ({error}): pip install 'jem_nb[cluster]'") from error
+        raise ClusterError(f"a scheduler ({address}) needs the package distributed ({error}): pip install -c constraints.txt -e '.[cluster]'") from error
     try:
         client = Client(address, timeout=patience)
     except (OSError, ValueError) as error:
