@@ -3,8 +3,8 @@ import difflib
 import json
 import multiprocessing
 import os
-import re
 import random
+import re
 import shutil
 import subprocess
 import sys
