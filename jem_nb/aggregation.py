@@ -74,7 +74,7 @@ def image_energy(
     "The energy of each image, from the logits of a classifier or of a segmentation network."
     return aggregate(energy_of_logits(logits, labels), aggregation)
 
-
+# %% ../nbs/27_aggregation.ipynb #44f12e9b
 def energy_function(
     network: nn.Module,
     labels: Tensor | None = None,  # the classes of the images, for E(x, y)

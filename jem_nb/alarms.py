@@ -81,7 +81,7 @@ class _Watched:
         left = len(self.deviation) - np.arange(len(self.deviation))  # iterations until the end
         return (left <= self.horizon) & self.run.died
 
-
+# %% ../nbs/46_alarms.ipynb #eceb6f3c
 def _rates(watched: Sequence[_Watched], deviation: float, outliers: int) -> dict[str, float]:
     rings, positive = (np.concatenate(parts) for parts in zip(*((each.rings(deviation, outliers), each.positive) for each in watched)))
     leads = [len(each.deviation) - np.flatnonzero(each.rings(deviation, outliers))[:1] for each in watched if each.run.died]

@@ -199,7 +199,7 @@ class _StrictHeader(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a member's header: {error}") from error
 
-
+# %% ../nbs/05_archives.ipynb #439c16d6
 def _tar_members(path: Path, accept: Callable[[str], bool], meter: _Meter) -> Iterator[tuple[str, bytes]]:
     "Members of a tar archive, plain or compressed by gzip."
     seen: set[str] = set()

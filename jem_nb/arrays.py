@@ -34,7 +34,7 @@ def _remembered(key: str, state: object, compute: Callable[[], str]) -> str:
     write_json(path, {"key": key, "state": state, "value": value})
     return value
 
-
+# %% ../nbs/07_arrays.ipynb #22170e7c
 def file_checksum(path: str | Path) -> str:  # hexadecimal digits
     "SHA-256 of a file, computed again only if its size or time of change differ."
     path = Path(path).resolve()
@@ -122,7 +122,7 @@ def cached_array(
         write_json(path.with_suffix(".json"), description | {"array": stored | {"file_sha256": file_checksum(path)}})
         return _read_entry(path)
 
-
+# %% ../nbs/07_arrays.ipynb #3c92bb7a
 def _write_rows(file: BinaryIO, blocks: Iterable[np.ndarray]) -> dict:  # JSON types: shape, dtype, and SHA-256 of the array's bytes
     "Write an array in NumPy's format, block after block; the number of rows is put into the header at the end, where NumPy leaves room for it."
     count, digest, header = 0, hashlib.sha256(), None
@@ -193,7 +193,7 @@ class Rows:
         place = (file_checksum(self.base.filename), self.base.ctypes.data - whole.ctypes.data, self.base.strides, self.base.shape)
         return hashlib.sha256(repr(place).encode() + np.ascontiguousarray(self.indices).tobytes()).digest()
 
-
+# %% ../nbs/07_arrays.ipynb #ef29b134
 def choose(array: "np.ndarray | Rows", indices: np.ndarray) -> "np.ndarray | Rows":
     "An array's rows at these indices: left where they are if the array is mapped from a file, else copied."
     if isinstance(array, Rows):

@@ -94,7 +94,7 @@ class Attack:
             end = start = sampler.sample(network, x, generator).images.requires_grad_()
         return torch.autograd.grad(F.cross_entropy(network(end), labels, reduction="sum"), start)[0]
 
-
+# %% ../nbs/41_attacks.ipynb #2aeae4a5
 def right_after_chain(
     network: nn.Module,
     images: Tensor,  # `[B, C, H, W]`

@@ -42,7 +42,7 @@ def morans_i(
     products = sum((first * second).sum((1, 2)) for first, second in pairs)
     return torch.where(varies, maps[0].numel() / max(count, 1) * products / power, 0.0)
 
-
+# %% ../nbs/26_autocorrelation.ipynb #e06aabf5
 def gearys_c(maps: Tensor, lag: int = 1) -> Tensor:  # [B], about 0 to 2
     "Geary's C of each map with its neighbours in rows and columns; 1 where the map is constant or has no pairs."
     _, power, varies = _variation(maps)

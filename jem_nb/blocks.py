@@ -167,7 +167,7 @@ class _Header:
     buffer: float
     seed: int
 
-
+# %% ../nbs/12_blocks.ipynb #5493aee1
 @dataclass(frozen=True)
 class _Properties:
     "What a split file says about a sample."
@@ -203,7 +203,7 @@ def _ring(feature: object, where: str) -> list:  # five pairs of longitude and l
         raise ValueError(f"{where} reaches {corners[np.abs(corners).max(axis=1).argmax()].tolist()}: expected longitude -180 to 180 and latitude -90 to 90, as RFC 7946 asks; write it again")
     return corners.tolist()
 
-
+# %% ../nbs/12_blocks.ipynb #b89d6516
 def _rectangles(rings: np.ndarray, crs: str, ids: list[str], path: Path) -> np.ndarray:  # float64 `[N, 4]`
     "Bounds in `crs` of outlines in degrees `[N, 5, 2]`, or ValueError where one is no upright rectangle there."
     x, y = transform("OGC:CRS84", _metres(crs), *rings.reshape(-1, 2).T.tolist())[:2]

@@ -106,7 +106,7 @@ def curve(canvas: Canvas, bend: float = 1.0) -> np.ndarray:
     offset, parabola, wave, phase = g.normal(0, 90), g.normal(0, 3e-4) * bend, g.normal(0, 25) * bend, g.uniform(0, 6.28)
     return np.abs(across - offset - parabola * along**2 - wave * np.sin(along / 110 + phase))
 
-
+# %% ../nbs/09_canvas.ipynb #0699e5aa
 def patches(canvas: Canvas, share: float, roughness: float = 2.0) -> np.ndarray:
     "Blobs that cover a given share of the canvas: bool `[size, size]`."
     height = texture(canvas.generator, canvas.size, roughness)
@@ -179,7 +179,7 @@ def majority(codes: np.ndarray, factor: int) -> np.ndarray:
     votes = (codes == np.arange(len(PIXEL_CLASSES))[:, None, None]).astype(np.uint16)
     return pool(votes, factor).argmax(0).astype(np.uint8)
 
-
+# %% ../nbs/09_canvas.ipynb #71a21a8f
 def photograph(canvas: Canvas, ground: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
     "Image uint8 `[4, size / factor, size / factor]` and pixel classes uint8 of a map of paints `[size, size]`."
     g = canvas.generator

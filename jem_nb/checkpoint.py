@@ -56,7 +56,7 @@ def save_checkpoint(
     remove_checkpoints(folder, keep)
     return path
 
-
+# %% ../nbs/50_checkpoint.ipynb #86dcd5ee
 def remove_checkpoints(folder: str | Path, keep: int = 0) -> None:
     "Remove all but the newest checkpoints of a folder, and whatever a process that was killed left half written."
     for path in Path(folder).glob(".*.part"):
@@ -106,7 +106,7 @@ def load_checkpoint(path: str | Path) -> dict:
         raise ForeignCheckpoint(f"{path} has format {found}: expected {FORMAT}; go on with the release of jem_nb that wrote it, or delete it to start anew")
     return saved["state"]
 
-
+# %% ../nbs/50_checkpoint.ipynb #7fe9eee7
 def newest_checkpoint(folder: str | Path) -> dict | None:  # None where there is none that is good
     "The newest checkpoint that is good; warns of those that are not."
     for path in checkpoints(folder):
@@ -146,7 +146,7 @@ def _digest(tensors: dict[str, Tensor], description: dict) -> str:  # hexadecima
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-
+# %% ../nbs/50_checkpoint.ipynb #09215798
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     "Tensors and their description; raises CheckpointError for what was not written by `save_weights`, has changed since, or holds what is no number."
     try:

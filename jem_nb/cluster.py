@@ -62,7 +62,7 @@ def _require_same(client: "Client") -> None:
         raise ClusterError(f"{len(threaded)} workers have several threads, such as {worker} with {threads}: expected one, for a run fills it; "
                            "start them with dask worker --nthreads 1, and --nworkers for several")
 
-
+# %% ../nbs/24_cluster.ipynb #260cb06a
 @contextmanager
 def cluster(
     address: str,  # of a Dask scheduler, such as tcp://10.0.0.5:8786

@@ -62,7 +62,7 @@ def passes_per_iteration(
     calls = 2 * mean_steps * -(-chains // at_once) + backward * -(-trained // at_once)
     return coarse * (2 * mean_steps * chains + backward * trained + judged), calls
 
-
+# %% ../nbs/63_cost_model.ipynb #ef168151
 def iteration_flop(config: RunConfig, bands: int = 3, classes: int = 10) -> float:
     "Floating point operations of one training iteration; without economies K chain steps of 2F, and a pass of 6F over real and generated images."
     return passes_per_iteration(config)[0] * forward_flop(config, bands, classes)
@@ -95,7 +95,7 @@ def product_rate(seconds: float = 0.1, precision: str = "float32", size: int = 1
     finally:
         torch.set_num_threads(threads)
 
-
+# %% ../nbs/63_cost_model.ipynb #16a2f402
 def iteration_features(config: RunConfig, bands: int = 3, classes: int = 10) -> tuple[float, float, float]:
     "Operations, numbers written and layers called in an iteration."
     flop, written, layers = forward_work(config.network, config.image_size, config.activation, config.normalization, bands, classes)

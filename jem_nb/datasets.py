@@ -156,7 +156,7 @@ def split_ground(
     bounds, names, piece_of = ground_pieces(tiles, block_size)
     return block_split(bounds, tiles.crs, block_size, buffer, VALIDATION_SHARE, seed, names), piece_of
 
-
+# %% ../nbs/14_datasets.ipynb #8ca4a6b2
 def _tiled(
     name: str, image_size: int, tile_size: int | None, block_size: float, buffer: float, seed: int, folder: Path | None,
 ) -> tuple[ImageDataset, tuple[np.ndarray, np.ndarray]]:
@@ -171,7 +171,7 @@ def _tiled(
     parts = found[TRAIN], found[VALIDATION]
     return ImageDataset(Path(name).name, tiles.images, tiles.labels, description.classes, tuple(description.bands), origin, blocks), parts
 
-
+# %% ../nbs/14_datasets.ipynb #d7481bae
 def _class_percent(whole: ImageDataset) -> dict:  # JSON types
     "Of the labelled pixels, how many each class has; of all pixels, how many have no label."
     counts = sum(np.bincount(labels.ravel(), minlength=IGNORED + 1) for labels in chunks(whole.labels))

@@ -29,7 +29,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict:
             raise ValueError(f"the name {name!r} is there twice, and only one of its values could count: remove one")
     return dict(pairs)
 
-
+# %% ../nbs/03_descriptions.ipynb #38b6c6a8
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number: expected a finite one")
 

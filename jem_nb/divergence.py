@@ -71,7 +71,7 @@ def rolling_outliers(series: Sequence[float], window: int = 100) -> np.ndarray: 
         return ((windows < first - margin) | (windows > third + margin)).sum(axis=1)
     return _rolling(series, window, count)
 
-
+# %% ../nbs/45_divergence.ipynb #3bd2503a
 def _rolling(series: Sequence[float], window: int, statistic) -> np.ndarray:
     series = np.asarray(series, dtype=float)
     if window < 2:

@@ -45,7 +45,7 @@ def plot_lifetimes(
     add_title(figure, f"{runs['died'].sum()} of {len(runs)} runs diverged; median life {_median_lives(runs, planned)}")
     return figure
 
-
+# %% ../nbs/74_divergence_figures.ipynb #252bd599
 def _median_lives(runs: pd.DataFrame, planned: int) -> str:
     "The shortest and the longest median in words; one that half of the runs outlived is beyond the iterations planned."
     medians = runs.groupby("case", sort=False)["iterations"].median()

@@ -94,7 +94,7 @@ def decode_image(data: bytes) -> np.ndarray:  # uint8 `[3, 64, 64]`
         reason = "it is not a JPEG image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(reason) from error
 
-
+# %% ../nbs/11_eurosat.ipynb #66b8d841
 def _read_images(source: Path) -> Iterator[tuple[str, bytes]]:
     "Names and contents of the image files in a zip or folder."
     if source.is_file():
@@ -136,7 +136,7 @@ def _decode_all(source: Path, image_size: int, counts: dict[str, int], max_undec
     names = [f"{EUROSAT_CLASSES[label]}_{number}.jpg" for label, number in keys]
     return array, {"names": names, "labels": [label for label, _ in keys], "undecodable": problems}
 
-
+# %% ../nbs/11_eurosat.ipynb #bc5a32b6
 def _refuse_undecodable(source: Path, problems: list[str], most: int) -> None:
     "Raise ValueError if more images than allowed do not decode."
     if len(problems) > most:

@@ -40,7 +40,7 @@ def logits_of_batches(
             pixels = add_noise(to_pixels(stored), data_noise, generator)
             yield place, network(pixels.contiguous(memory_format=torch.channels_last)).float().cpu()
 
-
+# %% ../nbs/48_evaluation.ipynb #a37fcdce
 def evaluate(
     network: nn.Module,
     images: np.ndarray,  # uint8 [N, C, H, W]
@@ -76,7 +76,7 @@ def pixel_scores(matrix: np.ndarray, sums: np.ndarray, cross_entropy: float) -> 
     scores = {"accuracy": pixel_accuracy(matrix), "loss": cross_entropy / int(matrix.sum()), "ece": expected_calibration_error(sums), "miou": mean_iou(matrix), "iou": iou}
     return {f"validation_{name}": value for name, value in scores.items()}
 
-
+# %% ../nbs/48_evaluation.ipynb #44c39ca2
 def matrices_of_tiles(
     network: nn.Module,
     images: np.ndarray,  # uint8 [N, C, H, W]

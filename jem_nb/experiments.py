@@ -102,7 +102,7 @@ def _run_in_worker(config: RunConfig, experiment: str, root) -> dict:
 
 Place = tuple[Executor, Callable[..., dict], Callable[[dict, RunConfig], dict]]  # what takes a run, what it does there, and what makes a record of the answer
 
-
+# %% ../nbs/65_experiments.ipynb #859f40a7
 @contextmanager
 def _pool(workers: int) -> Iterator[Place]:
     "Processes of this machine."
@@ -128,7 +128,6 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
             some, crashed, lost = _collect(lost, experiment, root, bar, *here)
         done, failures, barren = done | some, failures + crashed, 0 if some else barren + 1
     return done, failures + [f"{config.run_id}: its worker died{'' if executor else ' twice'}; is there enough memory?" for config in lost]
-
 
 # %% ../nbs/65_experiments.ipynb #656a85ef
 def _collect(configs: list[RunConfig], experiment: str, root, bar: tqdm, executor: Executor, work: Callable, received: Callable) -> tuple[dict, list[str], list[RunConfig]]:
@@ -199,7 +198,7 @@ def _run_on_cluster(config: RunConfig, experiment: str, root: Path, note: tuple[
         run(config, experiment, folder)
         return {path.name: path.read_bytes() for path in run_folder(experiment, config.run_id, folder).iterdir()}
 
-
+# %% ../nbs/65_experiments.ipynb #c35eb669
 def _received(files: dict[str, bytes], config: RunConfig, experiment: str, root: Path) -> dict:  # the record
     "Write what a worker sent; the record last, for its presence says that the run is finished."
     folder = run_folder(experiment, config.run_id, root)
@@ -211,7 +210,7 @@ def _received(files: dict[str, bytes], config: RunConfig, experiment: str, root:
         raise ClusterError(f"run {config.run_id} is finished on its worker, and there is no record in {folder}: is the file system slow, or another one?")
     return record
 
-
+# %% ../nbs/65_experiments.ipynb #c2516af7
 @contextmanager
 def _on_cluster(scheduler: str, experiment: str, root: Path, again: bool) -> Iterator[Place]:
     "Workers of a Dask cluster, and a note by which they tell whether they see our files."

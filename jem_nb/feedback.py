@@ -42,7 +42,7 @@ def measured(
 
 FLOORS = {"saturation": 0.01}  # least deviation, in the measure's own unit: hardly a real image has pixels at the edge, and one pixel is no fault
 
-
+# %% ../nbs/34_feedback.ipynb #197d76fc
 def implausibility(
     generated: Tensor,  # numbers of samples, `[B']`
     real: Tensor,  # and of real images, `[B]`

@@ -35,7 +35,7 @@ def guided_energy(
 
     return energy
 
-
+# %% ../nbs/39_generation.ipynb #b1eb0be7
 def draw_samples(
     network: nn.Module,
     sampler: LangevinSampler,  # with as many steps as are wanted

@@ -146,7 +146,7 @@ def open_geotiff(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     except RasterioError as error:
         raise GeoTiffError(f"{path} cannot be read ({error}), expected a whole GeoTIFF: it is truncated or damaged, fetch it again") from error
 
-
+# %% ../nbs/06_geotiff.ipynb #6c5f954c
 def read_geotiff(
     path: str | Path,
     bands: int | None = None,    # required number of bands, any if None

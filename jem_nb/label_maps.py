@@ -33,7 +33,7 @@ def class_colours(classes: Sequence[str]) -> tuple[str, ...]:  # '#RRGGBB', all 
         raise ValueError(f"{len(classes)} classes: expected at most {len(_SPARE) + len(PIXEL_COLOURS)} for a map; draw fewer")
     return tuple(colour or spare.pop(0) for colour in colours)
 
-
+# %% ../nbs/54_label_maps.ipynb #3d895b53
 def colour_maps(
     labels: Tensor,  # integers [N, H, W], positions in `classes` or IGNORED
     classes: Sequence[str],

@@ -173,7 +173,7 @@ class _Reporting(Callback):
         if not self.report(trainer.iteration / trainer.planned):
             trainer.stopped = trainer.stopped or "stopped by hand"
 
-
+# %% ../nbs/87_live_panels.ipynb #773fb6bc
 class TrainingPanel(LivePanel):
     "Train a small model with another regulariser, other chains or another rate, and watch it live or die."
 

@@ -66,7 +66,7 @@ def _summary(path: Path, trained: TrainedNetwork) -> str:
     parts = ", ".join(f"{trained.classes[number]} {shares[number]:.0f} %" for number in np.argsort(-shares)[:5] if shares[number] >= 0.5)
     return f"{path}: {size}; {parts}; {100 * (1 - within[valid].mean()):.0f} % unlike the training data"
 
-
+# %% ../nbs/83_map_command.ipynb #73fb9188
 def _is_ours(path: Path, trained: TrainedNetwork) -> bool:
     "Whether a map of this network lies there already, without its item: the command was cut off between the two."
     if not path.is_file() or path.with_suffix(".json").exists():
@@ -93,7 +93,7 @@ def _make(given: argparse.Namespace) -> None:
     if not given.quiet:
         print(_summary(output, trained))
 
-
+# %% ../nbs/83_map_command.ipynb #29fead5a
 def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     "The command jem-map."
     given = make_parser().parse_args(arguments)

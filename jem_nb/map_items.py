@@ -33,7 +33,7 @@ def _classes(trained: TrainedNetwork) -> list[dict]:
     return [{"value": number, "name": re.sub(r"[^0-9A-Za-z_-]", "_", name), "description": name} | ({"color_hint": colour.removeprefix("#")} if colour else {})
             for number, (name, colour) in enumerate(zip(trained.classes, colours))]
 
-
+# %% ../nbs/82_map_items.ipynb #c7ef9ee0
 def model_properties(trained: TrainedNetwork) -> dict:  # JSON types, with the prefix mlm:
     "What MLM says of a network."
     meaning, network = trained.pixels, trained.network
@@ -78,7 +78,7 @@ def footprint(file: DatasetReader, points: int = 20) -> tuple[dict, list[float]]
         west, east = longitudes[longitudes > 0].min(), longitudes[longitudes <= 0].max()
     return geometry, [float(west), float(latitudes.min()), float(east), float(latitudes.max())]
 
-
+# %% ../nbs/82_map_items.ipynb #c6386470
 def map_item(
     path: str | Path,  # of a map, as `write_map` makes it
     weights: str | Path,  # the file it was made with
@@ -113,7 +113,7 @@ def map_item(
         },
     }
 
-
+# %% ../nbs/82_map_items.ipynb #33df4161
 def write_item(path: str | Path, weights: str | Path, trained: TrainedNetwork, source: str) -> Path:
     "Write the item of a map beside it, as NAME.json."
     return write_json(Path(path).with_suffix(".json"), map_item(path, weights, trained, source))

@@ -53,7 +53,7 @@ def find_weights(path: str | Path) -> Path:
         raise FileNotFoundError(f"{path} is missing: expected the folder of a finished run, or a .safetensors file.{near}")
     return path
 
-
+# %% ../nbs/81_maps.ipynb #ef53d6a9
 def _write_part(path: Path, layers: np.ndarray) -> None:
     "Write a window's layers whole or not at all; their place is known from the list of parts."
     temporary = path.with_suffix(".tmp")
@@ -78,7 +78,7 @@ def overview_factors(layout: Layout) -> list[int]:  # 2, 4, 8, ...
     factors = [2**power for power in range(1, 20)]
     return [factor for factor in factors if 2 * max(layout.height, layout.width) > factor * BLOCK and layout.side % factor == 0]
 
-
+# %% ../nbs/81_maps.ipynb #3b4b914f
 def _one_ahead(function: Callable, items: Iterable) -> Iterator[tuple]:
     "Each item with what the function gives for it; another thread is at the next one meanwhile."
     with ThreadPoolExecutor(1) as pool:
@@ -90,7 +90,7 @@ def _one_ahead(function: Callable, items: Iterable) -> Iterator[tuple]:
         if coming is not None:
             yield coming[0], coming[1].result()
 
-
+# %% ../nbs/81_maps.ipynb #2159acaa
 def _make_parts(file: DatasetReader, trained: TrainedNetwork, layout: Layout, threshold: float, kept_layers: np.ndarray, folder: Path, progress: bool) -> None:
     "Compute every window that has no part yet; what comes before and after the network is done by other threads meanwhile."
     def part_of(window: tuple[int, int], factor: int) -> Path: return folder / f"{window[0]}_{window[1]}_{factor}.tif"
@@ -138,7 +138,7 @@ def _list_of_parts(layout: Layout, factor: int, names: tuple[str, ...], crs: str
         lines.append("</VRTRasterBand>")
     return "\n".join([*lines, "</VRTDataset>"])
 
-
+# %% ../nbs/81_maps.ipynb #5b3986d8
 def _assemble(folder: Path, layout: Layout, names: tuple[str, ...], file: DatasetReader, output: Path, tags: dict[str, str], compression: str) -> None:
     "Turn all parts into one cloud-optimised GeoTIFF."
     temporary = output.with_name(f".{output.name}.tmp")
@@ -178,7 +178,7 @@ def _kept_memory() -> Iterator[None]:
     finally:
         keep_freed_memory(False)
 
-
+# %% ../nbs/81_maps.ipynb #5a598dc5
 def write_map(
     weights: str | Path,  # a finished run's folder, or its weights.safetensors
     raster: str | Path,  # a GeoTIFF
@@ -219,7 +219,7 @@ def write_map(
             output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
     return output
 
-
+# %% ../nbs/81_maps.ipynb #e71fdd00
 def _make(
     file: DatasetReader, trained: TrainedNetwork, layout: Layout, threshold: float, probabilities: bool, output: Path, job: str, compression: str, tags: dict[str, str], progress: bool,
 ) -> None:

@@ -63,7 +63,7 @@ def _data(data: dict) -> list[str]:
             f"- Licence of the data: {licence}." + (f" Cite: {data['cite']}." if data.get("cite") else ""),
             "- Licence of these weights: for whoever publishes them to choose, within what the licence of the data allows. Code: Apache 2.0."]
 
-
+# %% ../nbs/85_model_cards.ipynb #825c8b61
 def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
     config = record["config"]
     lines = [f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for {record['epochs_completed']} epochs. "
@@ -113,7 +113,7 @@ def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) 
     write_text(folder / "README.md", model_card(trained, record, alike))
     return folder
 
-
+# %% ../nbs/85_model_cards.ipynb #5f69ca7a
 def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     "The command jem-model."
     parser = argparse.ArgumentParser(prog="jem-model", description="Put a trained network into a folder to be given away: weights.safetensors, "

@@ -58,7 +58,7 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.path(x) + self.shortcut(x)
 
-
+# %% ../nbs/20_networks.ipynb #2ceb17a2
 def wide_groups(depth: int, width: int, act, norm) -> list[list[nn.Module]]:
     "The residual blocks of a Wide-ResNet, in three groups at strides 1, 2 and 4."
     if depth < 10 or (depth - 4) % 6:
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
             x = level(torch.cat([skip, self.enlarge(x)], 1))
         return self.head(x)
 
-
+# %% ../nbs/20_networks.ipynb #946c7b5e
 def check_size(x: Tensor, stride: int = 4) -> None:
     "Raise ValueError unless the sides of images are multiples of the stride of the coarsest features."
     sides = tuple(x.shape[2:])
@@ -203,7 +203,7 @@ FAMILIES = {  # a pattern of names, whose numbers are handed on
 NETWORK_NAMES = ("'convnet-WIDTH' (such as 'convnet-32') or 'wrn-DEPTH-WIDTH' (such as 'wrn-28-10') for classification, "
                  "'unet-WIDTH' (such as 'unet-16') or 'wrn-DEPTH-WIDTH-unet' (such as 'wrn-10-1-unet') for segmentation")
 
-
+# %% ../nbs/20_networks.ipynb #f8f9d29a
 def find_family(name: str) -> tuple[type[nn.Module], list[int]]:
     "The class of a network and the numbers in its name; ValueError where there is none of that name."
     for pattern, family in FAMILIES.items():
@@ -231,7 +231,7 @@ def make_network(
     family, numbers = find_family(name)
     return family(bands, classes, *numbers, activation, normalization)
 
-
+# %% ../nbs/20_networks.ipynb #3e1b1962
 def build_network(
     name: str,  # see NETWORK_NAMES
     bands: int,

@@ -71,7 +71,7 @@ def _read(path: Path) -> nbformat.NotebookNode:
         return nbformat.read(path, as_version=4)
     return _text(path.read_text())
 
-
+# %% ../nbs/88_pages.ipynb #1fe86a11
 def _text(markdown: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(markdown)])
 
@@ -166,7 +166,7 @@ def build_site(
         raise ValueError(f"{len(problems)} links lead nowhere: " + "; ".join(problems))
     return sorted([*pages, "index.html"])
 
-
+# %% ../nbs/88_pages.ipynb #69f4573c
 def _write(output: Path, place: PurePosixPath, html: str) -> None:
     (output / place).parent.mkdir(parents=True, exist_ok=True)
     (output / place).write_text(html)

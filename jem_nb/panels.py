@@ -75,7 +75,7 @@ class Panel:
         shown = self.widget._repr_mimebundle_()
         return shown | {"image/png": bytes(self.picture.value)} if self.picture.value else shown
 
-
+# %% ../nbs/86_panels.ipynb #559455af
 def slider(name: str, low: float, high: float, value: float, step: float) -> widgets.FloatSlider:
     "A slider that speaks when it is let go."
     return widgets.FloatSlider(value, min=low, max=high, step=step, description=name, continuous_update=False)

@@ -58,7 +58,7 @@ def check_value(name: str, value: object, default: object) -> object:  # the val
         raise ValueError(f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such as the default {default!r}")
     return value
 
-
+# %% ../nbs/60_parameters.ipynb #5fa8f8ed
 def read_parameters(
     notebook: str,  # the notebook's name, such as "exp_regularization"
     namespace: MutableMapping[str, object],  # `globals()` of the notebook; values are put back in the declared type

@@ -42,7 +42,7 @@ def _rows(
         rows += [run | asked | scores for asked, scores in (listed(answer) if answer else [(asked, {}) for asked in questions.get(data(record), [{}])])]
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/79_probe_tables.ipynb #37468218
 def calibration_runs(
     records: Sequence[Mapping],  # finished records
     cases: Sequence[Mapping],  # columns that name the case of each
@@ -60,7 +60,7 @@ def calibration_runs(
                              "temperature": answer["temperature"] if answer else np.nan, "epoch": answer["epoch"] if answer else np.nan, "seconds": record["seconds"]})
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/79_probe_tables.ipynb #4ea1278d
 def summary(
     runs: pd.DataFrame,  # one row a run, with a column diverged
     by: Sequence[str],  # columns of a case
@@ -240,7 +240,7 @@ def plot_generation(
     add_title(figure, title)
     return figure
 
-
+# %% ../nbs/79_probe_tables.ipynb #1558a3c8
 @plt.rc_context(STYLE)
 def plot_classes(
     pictures: Mapping[str, str | Path],  # picture files with a column for each class, by title

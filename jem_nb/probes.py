@@ -63,7 +63,7 @@ def scores_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 FITTED = 1000  # validation images that fit the temperature and choose the epoch, at most half of them
 
-
+# %% ../nbs/51_probes.ipynb #5e25b57f
 def calibration_scores(logits: Tensor, labels: Tensor) -> dict | None:  # JSON types; None where logits are not finite
     "Scores on most validation images, as the network is and at a temperature fitted to the others."
     if not logits.isfinite().all():
@@ -99,7 +99,7 @@ def unused(train: ImageDataset, most: int = 10_000) -> ImageDataset:
     used = {image.tobytes() for image in train.images}
     return rest.subset(np.array([number for number in np.random.default_rng(0).permutation(len(rest)) if rest.images[number].tobytes() not in used][:most], dtype=int))
 
-
+# %% ../nbs/51_probes.ipynb #2617a6e9
 def _as_many_of_each(first: ImageDataset, second: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     counts = np.minimum(*(np.bincount(dataset.labels, minlength=len(first.classes)) for dataset in (first, second)))
     counts = counts if counts.sum() <= IMAGES else counts * IMAGES // counts.sum()
@@ -160,7 +160,7 @@ def attacks(subject: Subject, images: int = 200, steps: int = 10) -> list[dict]:
             rows += [{"norm": norm, "radius": five_digits(radius), "defence": defence, "accuracy": 100 * right[defence].double().mean().item()} for defence in DEFENCES]
     return rows
 
-
+# %% ../nbs/51_probes.ipynb #6b2b14d1
 def _withstood(subject: Subject, x: Tensor, labels: Tensor, norm: str, radius: float, steps: int) -> dict[str, Tensor]:  # bool [B] by defence
     "Which images are still classified rightly; one who knows of the chain also has what one has who does not."
     def source(name: str) -> torch.Generator: return named_generator(subject.seed, "attack", norm, radius, name, device=str(x.device))
@@ -219,7 +219,7 @@ def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterati
     pictures |= {name.replace(", ", "_"): kinds[name][0][: 4 * len(subject.train.classes)] for name in ("class, noise", "class, noise, guided")}
     return {"judge_accuracy": five_digits(accuracy(judge(validation), known)), "judge_images": len(apart), "kinds": answers, "pictures": pictures}
 
-
+# %% ../nbs/51_probes.ipynb #29686e9a
 def _judged(samples: Tensor, asked: Tensor | None, judge: nn.Module, features: Tensor, real: Tensor, tests: tuple[Tensor, Tensor], iterations: int) -> dict:
     samples = samples.clamp(-1, 1)  # as they are shown
     own, (nearest, second) = judged_features(judge, samples), nearest_images(samples, real, 2)[1].T

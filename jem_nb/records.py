@@ -78,7 +78,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         os.close(folder)
     return path
 
-
+# %% ../nbs/00_records.ipynb #14a6eb35
 def write_text(path: str | Path, text: str) -> Path:
     "Write text as UTF-8, whole or not at all."
     return write_bytes(path, text.encode())

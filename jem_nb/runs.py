@@ -84,7 +84,7 @@ def known_labels(config: RunConfig, train: ImageDataset) -> np.ndarray | None:  
         return np.random.default_rng(config.seed).permutation(len(train))[: config.labelled_images]
     return balanced_subset(train.labels, config.labelled_images, config.seed)
 
-
+# %% ../nbs/64_runs.ipynb #00a0cd50
 def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE) -> Trainer:
     "All parts of a run, ready to train."
     def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
@@ -226,7 +226,7 @@ def run(
         _train(config, experiment, folder, train, validation, progress, asked, ranks)
         return ranks.same(lambda: read_record(folder))
 
-
+# %% ../nbs/64_runs.ipynb #4f657632
 @contextmanager
 def writable(config: RunConfig, folder: Path) -> Iterator[None]:
     "Say what to do where a run's files cannot be written."

@@ -65,7 +65,7 @@ def _wall_seconds(config: RunConfig, root: Path) -> float:
     folder = run_folder("timed", config.run_id, root)
     return (folder / "result.json").stat().st_mtime - (folder / "config.json").stat().st_mtime
 
-
+# %% ../nbs/94_scale_timings.ipynb #1c83ee9c
 def time_sweep_on(made: LocalCluster, configs: Sequence[RunConfig], kill_after: float | None = None) -> dict:  # JSON types
     "Wall seconds of a sweep on a cluster, and of its runs; optionally one worker is killed after a while."
     made.wait()
@@ -80,7 +80,7 @@ def time_sweep_on(made: LocalCluster, configs: Sequence[RunConfig], kill_after: 
         killer.join()
     return found
 
-
+# %% ../nbs/94_scale_timings.ipynb #d296295e
 def time_start(made: LocalCluster) -> float:
     "Wall seconds until a worker that is started can compute."
     began = time.perf_counter()
@@ -92,7 +92,7 @@ def time_start(made: LocalCluster) -> float:
     made.kill()  # the first, so that there are as many as before
     return seconds
 
-
+# %% ../nbs/94_scale_timings.ipynb #c6a669b5
 def time_dispatch(made: LocalCluster, tasks: int = 1000) -> float:
     "Wall seconds for each of many tasks that do nothing."
     with cluster(made.address) as client, client.get_executor(pure=False) as executor:
@@ -131,7 +131,7 @@ def _scene_raster(side: int, path: Path) -> int:  # its bytes in memory
         file.write(pixels)
     return pixels.nbytes
 
-
+# %% ../nbs/94_scale_timings.ipynb #f4a429d9
 def time_map(network: str, side: int = 2500, window: int | None = None, repeats: int = 3) -> dict:  # JSON types
     "Wall seconds of a map of a square raster, and of the network alone on its windows."
     seconds, alone = [], []
@@ -172,7 +172,7 @@ def _rows_from_disk(path: Path) -> Rows:
     images = np.load(path, mmap_mode="r")
     return Rows(images, np.arange(len(images)))
 
-
+# %% ../nbs/94_scale_timings.ipynb #67c1fce9
 def time_reading(images: int = 4000, bands: int = 12, side: int = 120, batch_size: int = 64, repeats: int = 3) -> dict:  # JSON types
     "Seconds of an epoch in shuffled order: from the disk as they lie, and as batches, from memory where the system keeps them."
     reading, batches = [], []

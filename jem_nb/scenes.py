@@ -100,7 +100,7 @@ def industrial(canvas: Canvas) -> np.ndarray:
         ground[patches(canvas, g.uniform(0.05, 0.3))] = canvas.paint("grass")
     return ground
 
-
+# %% ../nbs/10_scenes.ipynb #2ea67abc
 def residential(canvas: Canvas) -> np.ndarray:
     "Small roofs among gardens or courtyards."
     g = canvas.generator
@@ -171,7 +171,7 @@ def _check_size(size: int) -> int:
         raise ValueError(f"scene size {size}: expected 8 to 1024 pixels, such as 16, 32 or 64; choose another size")
     return index(size)
 
-
+# %% ../nbs/10_scenes.ipynb #c448888f
 def make_scene(
     class_index: int,                # position in `SCENE_CLASSES`
     size: int,                       # pixels along each side
@@ -235,7 +235,7 @@ def write_scenes(
         ))
     return paths
 
-
+# %% ../nbs/10_scenes.ipynb #a5c82e15
 def read_scene(image_path: str | Path, label_path: str | Path) -> tuple[np.ndarray, np.ndarray, dict]:
     "Image uint8 `[4, H, W]`, pixel classes uint8 `[H, W]` and the georeference of a tile that `write_scenes` wrote."
     image, place = read_geotiff(image_path, bands=len(SCENE_BANDS), dtype="uint8")

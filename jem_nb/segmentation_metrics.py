@@ -49,7 +49,7 @@ def pixel_accuracy(matrix: np.ndarray) -> float:  # percent
     agreed, true, _ = _counts(matrix)
     return float(100 * agreed.sum() / true.sum())
 
-
+# %% ../nbs/44_segmentation_metrics.ipynb #eb74a403
 def intersection_over_union(matrix: np.ndarray) -> np.ndarray:  # [K], percent; NaN for a class that does not occur
     "IoU of each class, also called the Jaccard index."
     agreed, true, predicted = _counts(matrix)

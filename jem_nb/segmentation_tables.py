@@ -26,7 +26,7 @@ def _last(record: Mapping, name: str) -> float:
     values = [value for value in record["history"].get(name, []) if value is not None]
     return float(values[-1]) if values else np.nan
 
-
+# %% ../nbs/77_segmentation_tables.ipynb #e5befddc
 def segmentation_runs(
     records: Sequence[Mapping],  # finished records
     cases: Sequence[str],  # the case of each

@@ -62,7 +62,7 @@ def langevin_move(
             x = x.clamp(-clamp, clamp)
     return x
 
-
+# %% ../nbs/30_sgld.ipynb #073899f0
 def langevin_step(
     x: Tensor,  # images, `[B, C, H, W]`
     energies: Sequence[Energy],  # see `energy_gradient`; one alone is that of the whole batch

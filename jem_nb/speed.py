@@ -49,7 +49,7 @@ def iterate(trainer: Trainer) -> None:
     keep_freed_memory(not isinstance(trainer, ReferenceTrainer))
     _one_iteration(trainer)
 
-
+# %% ../nbs/68_speed.ipynb #0ab06784
 def _one_iteration(trainer: Trainer) -> None:  # the data come round again
     indices = torch.arange(trainer.iteration, trainer.iteration + trainer.batches.batch_size) % len(trainer.batches.labels)
     trainer.step(*trainer.batches.batch(indices, 0, trainer.iteration), 0)
@@ -100,7 +100,7 @@ def _timed(owner: type, name: str, ledger: dict[str, float], part: str) -> Itera
     with patch.object(owner, name, timing):
         yield
 
-
+# %% ../nbs/68_speed.ipynb #ae1d482e
 def seconds_by_part(trainer: Trainer, iterations: int = 3) -> dict[str, float]:  # seconds of an iteration, by name of part
     "Where the time of an iteration goes, for our own loop."
     ledger = dict.fromkeys(PARTS, 0.0)
@@ -131,7 +131,7 @@ def peak_memory(config: RunConfig, iterations: int = 2, processes: int = 1) -> d
         weighed = list(pool.map(lambda _: _in_a_process("_report_memory", config, iterations), range(processes)))
     return sorted(weighed, key=lambda memory: memory["peak"])[processes // 2]
 
-
+# %% ../nbs/68_speed.ipynb #45106c2b
 def _report_memory(config: str, iterations: int) -> None:
     status = Path("/proc/self/status")
 

@@ -49,7 +49,7 @@ def save_figure(
         write_bytes(path.with_suffix(suffix), _rendered(figure, suffix[1:], metadata))
     return path
 
-
+# %% ../nbs/71_styles.ipynb #7f0f48a4
 def png_of(figure: Figure) -> bytes:
     "A figure as a PNG file, as `save_figure` writes it."
     return _rendered(figure, "png", {"Software": None})
@@ -61,7 +61,7 @@ def _rendered(figure: Figure, kind: str, metadata: dict) -> bytes:
         figure.savefig(content, format=kind, dpi=100, metadata=metadata)
     return content.getvalue()
 
-
+# %% ../nbs/71_styles.ipynb #67d3318d
 @plt.rc_context(STYLE)
 def new_panels(
     rows: int,

@@ -122,7 +122,7 @@ def _describe(runs: pd.DataFrame) -> dict[str, object]:
         "side": sides.iloc[0] if len(sides) else "",
     }
 
-
+# %% ../nbs/70_tables.ipynb #ec92c107
 def _p_values(groups: Mapping[tuple, pd.DataFrame], by: Sequence[str], control: Mapping[str, object]) -> np.ndarray:
     "Holm-corrected log-rank tests of each group against the control that agrees with it in all other columns."
     p_values = []
@@ -210,7 +210,7 @@ def _cell(value: object) -> str:
         return "" if np.isnan(value) else f"{value:.4g}"
     return str(value)
 
-
+# %% ../nbs/70_tables.ipynb #07bc5fb7
 def markdown_table(
     frame: pd.DataFrame,
     columns: Sequence[str] | None = None,  # which to show, in this order; all if None

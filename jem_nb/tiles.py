@@ -86,7 +86,7 @@ def _read_labels(description: TileDescription, path: Path, image: _Raster) -> np
     labels[~image.valid] = IGNORED
     return labels
 
-
+# %% ../nbs/13_tiles.ipynb #d8aefa9f
 def _check_alike(image: _Raster, first: _Raster) -> None:
     "Raise ValueError unless two images can belong to one data set."
     if not _same_system(first.crs, image.crs):
@@ -130,7 +130,7 @@ class Tiles:
     rasters: dict[str, tuple[float, ...]]  # by key: x and y of the first corner, way to the next column and to the next row in metres, columns, rows
     provenance: dict = field(default_factory=dict)  # JSON types
 
-
+# %% ../nbs/13_tiles.ipynb #c7eb14a4
 def _cut(array: np.ndarray, size: int) -> np.ndarray:  # `[C, H, W]` to `[rows, columns, C, size, size]`
     rows, columns = array.shape[1] // size, array.shape[2] // size
     boxes = array[:, : rows * size, : columns * size].reshape(len(array), rows, size, columns, size)

@@ -52,7 +52,7 @@ def timing_config(network: str, **fields) -> RunConfig:
     common = {"batch_size": 64, "steps": 10, "buffer_size": 10000, "regularizer": "r+u", "regularizer_weight": 0.2}
     return make_config("cpu", "eurosat", network=network, **common | fields)
 
-
+# %% ../nbs/69_timings.ipynb #5babf07f
 def time_iterations(
     config: RunConfig,
     pairs: int,  # of the reference and of ours in the precision in which this processor multiplies faster
@@ -187,7 +187,7 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
         "precision": {f"{network}, {name}": partial(precision_errors, network, name) for network in (DEPTHS[:1] if small else DEPTHS) for name in PRECISIONS},
     }
 
-
+# %% ../nbs/69_timings.ipynb #0c9d032a
 def noise_variants(shape: tuple[int, ...] = (64, 3, 32, 32)) -> dict[str, Callable[[], Tensor]]:
     "The same noise in channels-last memory: drawn into it, or drawn in its order and then seen as images."
     target, generator = torch.empty(shape).contiguous(memory_format=torch.channels_last), named_generator(0, "noise")
@@ -230,7 +230,7 @@ def finished_timings(networks: Sequence[str], repeats: int, small: bool = False,
     found = [record for record in collect("speed", root) if wanted | {"processor": None} == record["identity"] | {"processor": None}]
     return sorted(found, key=lambda record: -max(record["rates"].values()))
 
-
+# %% ../nbs/69_timings.ipynb #609f6607
 def time_everything(
     networks: Sequence[str] = ("convnet-32", "wrn-10-1", "wrn-16-4"),
     repeats: int = 5,

@@ -86,7 +86,7 @@ def launch(
             raise RankError(_what_happened(config, folder, said.read()))
     return read_record(folder)
 
-
+# %% ../nbs/89_torchrun.ipynb #f2f729c7
 def _iterations(folder: Path) -> int:
     try:
         return (folder / "metrics.jsonl").read_bytes().count(b"\n")
@@ -130,7 +130,7 @@ def go_on_with(
     state["callbacks"]["Restart"]["states"] = []  # there is no way back to before this
     return save_checkpoint(folder, computed, state)
 
-
+# %% ../nbs/89_torchrun.ipynb #27a30ac9
 def _divided(buffers: list[dict], generators: list[torch.Generator], classes: int) -> list[dict]:  # one for each generator
     "The slots of several buffers in others; of each class an equal share."
     def cut(name: str) -> list[Tensor]:

@@ -47,6 +47,7 @@ class TrainedNetwork:
         if len(self.energies) != 101 or not all(math.isfinite(low) and low <= high for low, high in pairwise(self.energies)):
             raise ValueError(f"energies are {self.energies[:3]} and {len(self.energies) - 3} more: expected 101 finite numbers, ascending")
 
+# %% ../nbs/66_weights.ipynb #f6e101d0
 def load_network(path: str | Path) -> TrainedNetwork:
     "Read a network that `run` wrote; raises CheckpointError where file and network do not fit."
     tensors, description = read_weights(path)

@@ -65,7 +65,7 @@ class Layout:
     def windows(self) -> list[tuple[int, int]]:  # row and column of the first cell of each
         return [(row, column) for row in range(0, self.height, self.side) for column in range(0, self.width, self.side)]
 
-
+# %% ../nbs/80_windows.ipynb #405496f0
 def find_bands(
     file: DatasetReader,
     names: tuple[str, ...],  # that the network was trained on
@@ -114,7 +114,7 @@ def shrink_factor(file: DatasetReader, metres: float | None) -> int:  # `metres`
                          f"warp it with gdalwarp -tr, or pass --any-resolution to use it as it is")
     return factor
 
-
+# %% ../nbs/80_windows.ipynb #040ed24c
 def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNetwork) -> None:
     "Raise ValueError unless type and values of a raster are like those of training."
     if (mask := Path(f"{file.name}.msk")).exists():  # only what is inside the raster is read; without it, what it hides would become a class
@@ -141,7 +141,7 @@ def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNe
         raise ValueError(f"{file.name}: in no band do values span more than {100 * max(spans):.2g} % of the range of training, "
                          f"such as {meaning.range[0][0]:g} to {meaning.range[0][1]:g} for {trained.bands[0]}: bring it to the same unit")
 
-
+# %% ../nbs/80_windows.ipynb #e222e59c
 def sampled_places(height: int, width: int, side: int = 256) -> list[tuple[tuple[int, int], tuple[int, int]]]:  # rows and columns, from and to
     "Squares of a raster that stand for all of it: 16 in a grid, or all where it is small. A smaller version of it would have to read the whole of it."
     if height * width <= 16 * side * side:
@@ -239,7 +239,7 @@ def window_logits(trained: TrainedNetwork, layout: Layout, pixels: np.ndarray) -
     own = slice(layout.margin, layout.margin + layout.side)
     return parts[0][0, :, own, own]
 
-
+# %% ../nbs/80_windows.ipynb #7dd85daf
 def layer_names(classes: tuple[str, ...]) -> tuple[str, ...]:
     "What the layers of a map hold."
     return ("class", *(f"probability of {name}" for name in classes), "energy", "entropy", "in distribution")
