@@ -111,6 +111,8 @@ def cached_array(
     with locked(path):  # of several processes that start together one decodes, the others wait
         if (found := _read_entry(path)) is not None:
             return found
+        for left in path.parent.glob(f".{name}.*.tmp"):  # of a process that was killed: whoever holds the lock is alone
+            left.unlink()
         array, description = make()
         temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
         try:

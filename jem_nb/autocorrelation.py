@@ -6,6 +6,8 @@
 __all__ = ['neighbours', 'morans_i', 'gearys_c', 'correlogram', 'correlogram_distance', 'effective_size']
 
 # %% ../nbs/26_autocorrelation.ipynb #a8b446e0
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -53,19 +55,23 @@ def gearys_c(maps: Tensor, lag: int = 1) -> Tensor:  # [B], about 0 to 2
 
 # %% ../nbs/26_autocorrelation.ipynb #cb80089e
 def correlogram(
-    images: Tensor,  # [N, C, H, W], or maps [N, H, W]
+    images: Tensor | Iterable[Tensor],  # [N, C, H, W], or maps [N, H, W]; or parts of them, one after the other
     lags: int = 16,  # the largest lag, in pixels, less than the side
 ) -> Tensor:  # [lags], mean over images and bands
-    "Moran's I at lags of 1, 2, ... pixels."
-    maps = images.flatten(0, -3)
-    if not 1 <= lags < min(maps.shape[1:]):
-        raise ValueError(f"lags is {lags}: expected 1 to {min(maps.shape[1:]) - 1}, less than the side of images {tuple(images.shape)}")
-    return torch.stack([morans_i(maps, lag).mean() for lag in range(1, lags + 1)])
+    "Moran's I at lags of 1, 2, ... pixels, in double precision."
+    found = []
+    for part in [images] if isinstance(images, Tensor) else images:
+        maps = part.flatten(0, -3)
+        if not 1 <= lags < min(maps.shape[1:]):
+            raise ValueError(f"lags is {lags}: expected 1 to {min(maps.shape[1:]) - 1}, less than the side of images {tuple(part.shape)}")
+        for some in maps.split(max(1, 2**20 // maps[0].numel())):  # a million pixels at a time, for doubles and their products take memory
+            found.append(torch.stack([morans_i(some.double(), lag) for lag in range(1, lags + 1)]))
+    return torch.cat(found, 1).mean(1)
 
 
 def correlogram_distance(
-    generated: Tensor,  # [N, C, H, W]
-    real: Tensor,  # [M, C, H, W]
+    generated: Tensor | Iterable[Tensor],  # [N, C, H, W], see `correlogram`
+    real: Tensor | Iterable[Tensor],  # [M, C, H, W]
     lags: int = 16,
 ) -> float:  # 0 for equal correlograms, at most about 2
     "Root mean square difference between the correlograms of two sets of images."

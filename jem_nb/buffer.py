@@ -94,7 +94,7 @@ class ReplayBuffer:
 
     def samples(self, count: int) -> Tensor:  # [at most count, C, H, W]; the first starts where no chain has walked
         "The first images that chains have made, not those that still wait where they started."
-        return (self.images[self.walked] if self.walked.any() else self.images)[:count]
+        return self.images[self.walked.nonzero()[:count, 0]] if self.walked.any() else self.images[:count]
 
     def remember(self, puts: int) -> None:
         "Keep what the last so many puts will have overwritten, so that they can be undone."
@@ -124,4 +124,5 @@ class ReplayBuffer:
         self.images = state["images"].to(self.images)
         self.generator.set_state(state["generator"])
         self.puts, self.walked = state["puts"], state["walked"].to(self.walked)
-        self.overwritten = deque(state["overwritten"], maxlen=max(self.overwritten.maxlen, len(state["overwritten"])))
+        remembered = [(slots.to(self.images.device), images.to(self.images)) for slots, images in state["overwritten"]]  # a checkpoint lies in the processor's memory
+        self.overwritten = deque(remembered, maxlen=max(self.overwritten.maxlen, len(state["overwritten"])))

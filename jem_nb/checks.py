@@ -117,7 +117,7 @@ def check_work(config: Any) -> None:  # of `62_configuration`, a RunConfig
 # %% ../nbs/61_checks.ipynb #c0ffee61
 def check_ranks(config: Any) -> None:  # of `62_configuration`, a RunConfig
     "Raise ValueError where a run cannot be divided among so many processes."
-    alone = {"loop": "one_pass", "dice_weight": 0.0, "autocorrelation_weight": 0.0}  # what is not a sum over images
+    alone = {"loop": "one_pass", "dice_weight": 0.0, "autocorrelation_weight": 0.0, "feedback": "none"}  # what is not a sum over images
     for name, value in alone.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r} with {config.ranks} ranks, which see a part of each batch: expected {value!r}, or ranks=1")

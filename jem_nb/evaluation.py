@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arrays import IGNORED
-from .batches import add_noise, named_generator, to_pixels
+from .batches import add_noise, fewer_of_large, named_generator, to_pixels
 from .calibration import expected_calibration_error, reliability
 from .energy import energy_of_logits
 from .metrics import accuracy
@@ -33,12 +33,12 @@ def logits_of_batches(
     "What the network says of images with the noise of evaluation, batch after batch."
     device = device_of(network)
     generator = named_generator(seed, "evaluation", device=device)
+    at_once = fewer_of_large(batch_size, *images.shape[2:])
     with torch.no_grad(), evaluating(network), working_precision(device, precision):
         for start in range(0, len(images), batch_size):
-            place = slice(start, start + batch_size)
-            stored = torch.from_numpy(np.ascontiguousarray(images[place])).to(device)
-            pixels = add_noise(to_pixels(stored), data_noise, generator)
-            yield place, network(pixels.contiguous(memory_format=torch.channels_last)).float().cpu()
+            stored = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            for first, pixels in zip(range(start, len(images), at_once), add_noise(to_pixels(stored), data_noise, generator).split(at_once)):
+                yield slice(first, first + len(pixels)), network(pixels.contiguous(memory_format=torch.channels_last)).float().cpu()
 
 # %% ../nbs/48_evaluation.ipynb #a37fcdce
 def evaluate(

@@ -6,17 +6,15 @@
 __all__ = ['BAR', 'Place', 'BACK', 'SweepError', 'sweep', 'config_data', 'core_count', 'default_workers']
 
 # %% ../nbs/65_experiments.ipynb #99d1a34b
-import ctypes
 import multiprocessing
 import os
 import secrets
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,10 +22,11 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from .cluster import ClusterError, cluster, cluster_size, differences, fingerprint
+from .cluster import ClusterError, cluster, cluster_size, differences, fingerprint, send_away
+from .callbacks import iterations_done
 from .configuration import RunConfig
 from .cost_model import cost_line, predicted_seconds, run_seconds
-from .machine import Interrupted
+from .machine import Interrupted, end_with_parent
 from .probes import check_probes
 from .records import read_record, require_writable, run_folder, runs_folder, write_bytes
 from .runs import load_data, run
@@ -86,12 +85,6 @@ def default_workers() -> int:
     return 1 if torch.cuda.is_available() else min(core_count(), 8)
 
 # %% ../nbs/65_experiments.ipynb #60e9d874
-def _end_with_parent() -> None:
-    "Have this process asked to stop when the one that started it ends, however it ends; only Linux can."
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def _run_in_worker(config: RunConfig, experiment: str, root) -> dict:
     try:
         return run(config, experiment, root)
@@ -106,7 +99,7 @@ Place = tuple[Executor, Callable[..., dict], Callable[[dict, RunConfig], dict]] 
 @contextmanager
 def _pool(workers: int) -> Iterator[Place]:
     "Processes of this machine."
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         try:
             yield pool, _run_in_worker, lambda record, config: record
         except BaseException:  # an interrupt: runs under way end, or save their state where it reaches them too; the others are not begun
@@ -115,19 +108,27 @@ def _pool(workers: int) -> Iterator[Place]:
 
 
 def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor | None, workers: int, scheduler: str, bar: tqdm) -> tuple[dict, list[str]]:
-    "Run everything in `executor`, on a cluster, or in pools of our own; what was lost with its place is tried again, until two places in a row brought nothing."
+    "Run everything in `executor`, on a cluster, or in pools of our own; what was lost with its place is tried again, until two places in a row brought no run further."
     done, failures, lost, barren = {}, [], configs, 0
-    while lost and barren < (1 if executor else 2):
+    while lost and barren < 2:
+        before = _under_way(lost, experiment, root)
         if executor is not None:
             place = nullcontext((executor, run, lambda record, config: record))
         elif scheduler:
             place = _on_cluster(scheduler, experiment, root, again=lost is not configs)
         else:
             place = _pool(min(workers, len(lost)))
-        with place as here:
-            some, crashed, lost = _collect(lost, experiment, root, bar, *here)
-        done, failures, barren = done | some, failures + crashed, 0 if some else barren + 1
-    return done, failures + [f"{config.run_id}: its worker died{'' if executor else ' twice'}; is there enough memory?" for config in lost]
+        try:
+            with place as here:
+                some, crashed, lost = _collect(lost, experiment, root, bar, *here)
+        except ClusterError as error:
+            if lost is configs:
+                raise
+            return done, failures + [f"{len(lost)} runs, such as {lost[0].run_id}, were lost with the scheduler: {error}"]
+        further = some or any(now > before[name] for name, now in _under_way(lost, experiment, root).items())
+        done, failures, barren = done | some, failures + crashed, 2 if executor else 0 if further else barren + 1
+    what = "the scheduler went away" if scheduler else "its worker died"
+    return done, failures + [f"{config.run_id}: {what}{'' if executor else ' twice'}, and it did not come further; is there enough memory?" for config in lost]
 
 # %% ../nbs/65_experiments.ipynb #656a85ef
 def _collect(configs: list[RunConfig], experiment: str, root, bar: tqdm, executor: Executor, work: Callable, received: Callable) -> tuple[dict, list[str], list[RunConfig]]:
@@ -141,7 +142,7 @@ def _collect(configs: list[RunConfig], experiment: str, root, bar: tqdm, executo
             config = waiting.pop(future)
             settled += run_seconds(config)
             error = CancelledError() if future.cancelled() else future.exception()
-            if isinstance(error, (BrokenProcessPool, CancelledError)):  # a scheduler that went away cancels
+            if isinstance(error, (BrokenProcessPool, CancelledError)) or type(error).__name__ == "KilledWorker":  # a scheduler that went away cancels; Dask gives up a run whose fourth worker died
                 lost.append(config)
                 settled -= run_seconds(config)
                 continue
@@ -154,7 +155,8 @@ def _collect(configs: list[RunConfig], experiment: str, root, bar: tqdm, executo
                 failures.append(f"run {config.run_id} ({config.regularizer} {config.regularizer_weight:g}, seed {config.seed}):\n" + "".join(traceback.format_exception(error)))
         died = sum(record["status"] == "diverged" for record in done.values())
         bar.set_description(f"{len(done)}/{len(done) + len(waiting)} runs, {died} diverged", refresh=False)
-        under_way = sum(_iterations_done(config, experiment, root) * predicted_seconds(config) for config in waiting.values())
+        so_far = _under_way(waiting.values(), experiment, root)
+        under_way = sum(so_far[config.run_id] * predicted_seconds(config) for config in waiting.values())
         bar.update(max(0, settled + under_way - bar.n))
     return done, failures, lost
 
@@ -169,12 +171,8 @@ def _submit(executor: Executor, work: Callable[..., dict], config: RunConfig, ex
         return future
 
 
-def _iterations_done(config: RunConfig, experiment: str, root) -> int:
-    "How far a run under way has come, from the lines that it wrote."
-    try:
-        return (run_folder(experiment, config.run_id, root) / "metrics.jsonl").read_bytes().count(b"\n")
-    except OSError:
-        return 0
+def _under_way(configs: Iterable[RunConfig], experiment: str, root) -> dict[str, int]:  # iterations done, by identifier
+    return {config.run_id: iterations_done(run_folder(experiment, config.run_id, root)) for config in configs}
 
 # %% ../nbs/65_experiments.ipynb #c1b50002
 BACK = 600.0  # seconds that a scheduler may be away
@@ -182,8 +180,11 @@ BACK = 600.0  # seconds that a scheduler may be away
 
 def _run_on_cluster(config: RunConfig, experiment: str, root: Path, note: tuple[str, str], expected: dict[str, str]) -> dict[str, bytes]:  # files by name; none where they are in their place
     "A run on a worker of a cluster."
-    if different := differences(fingerprint(), expected):
-        raise ClusterError(f"this worker has {different}: install there what is here")
+    from distributed import Reschedule, get_worker  # only clusters need it
+
+    if wrong := differences(fingerprint(), expected) or (f"{get_worker().state.nthreads} threads (expected 1)" if get_worker().state.nthreads > 1 else ""):
+        send_away(wrong)
+        raise Reschedule
     name, text = note
     try:
         shared = Path(name).read_text() == text
@@ -192,8 +193,6 @@ def _run_on_cluster(config: RunConfig, experiment: str, root: Path, note: tuple[
     if shared:
         run(config, experiment, root)
         return {}
-    from distributed import get_worker  # only clusters need it
-
     with TemporaryDirectory(dir=get_worker().local_directory) as folder:
         run(config, experiment, folder)
         return {path.name: path.read_bytes() for path in run_folder(experiment, config.run_id, folder).iterdir()}
@@ -215,7 +214,7 @@ def _received(files: dict[str, bytes], config: RunConfig, experiment: str, root:
 def _on_cluster(scheduler: str, experiment: str, root: Path, again: bool) -> Iterator[Place]:
     "Workers of a Dask cluster, and a note by which they tell whether they see our files."
     if again:
-        print(f"the scheduler at {scheduler} went away; waiting up to {BACK / 60:g} minutes for it. What is finished is kept", file=sys.stderr, flush=True)
+        print(f"runs were lost with the scheduler at {scheduler}, or with several workers; waiting up to {BACK / 60:g} minutes for it. What is finished is kept", file=sys.stderr, flush=True)
     text = secrets.token_hex(16)
     note = root / f".{experiment}-{text}"
     with cluster(scheduler, BACK if again else 10) as client:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .aggregation import energy_function
-from .batches import to_bytes
+from .batches import fewer_of_large, to_bytes
 from .precision import evaluating
 
 # %% ../nbs/58_landscape.ipynb #d4c52327
@@ -23,7 +23,7 @@ def energies_of(network: nn.Module, images: Tensor, aggregation: str = "sum", ba
     "E(x) of any number of images, in evaluation mode and full precision."
     with torch.no_grad(), evaluating(network):
         energy = energy_function(network, aggregation=aggregation)
-        return torch.cat([energy(batch).cpu() for batch in images.split(batch_size)])
+        return torch.cat([energy(batch).cpu() for batch in images.split(fewer_of_large(batch_size, *images.shape[2:]))])
 
 
 def _rounded(values: Tensor) -> list:

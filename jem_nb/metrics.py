@@ -16,6 +16,8 @@ import scipy  # its parts load when first used
 import torch
 from torch import Tensor
 
+from .batches import to_pixels
+
 # %% ../nbs/47_metrics.ipynb #a22fba0e
 def accuracy(
     logits: Tensor,  # `[B, K]`, or `[B, K, H, W]` for a class at each pixel
@@ -73,12 +75,13 @@ def random_patches(
 
 def patch_distance(
     generated: Tensor,  # `[N, C, H, W]`
-    real: Tensor,  # `[M, C, H, W]`, of the same bands and pixel range
+    real: Tensor,  # `[M, C, H, W]`, of the same bands and pixel range; or bytes
     generator: torch.Generator,
     count: int = 20000,  # patches of each
 ) -> float:  # squared pixel range; see `frechet_distance`
     "How far generated images are from real ones in the statistics of their 3x3 patches."
-    return frechet_distance(random_patches(generated, count, generator), random_patches(real, count, generator))
+    first, second = random_patches(generated, count, generator), random_patches(real, count, generator)
+    return frechet_distance(first, to_pixels(second) if second.dtype == torch.uint8 else second)
 
 # %% ../nbs/47_metrics.ipynb #8239a2dd
 def nearest_distance(

@@ -36,6 +36,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     group: object = None  # the process group for all but gradients
+    patient: object = None  # the same, for what the first rank may take hours to say
 
     @property
     def first(self) -> bool:  # the one that writes files
@@ -76,7 +77,7 @@ class Ranks:
         if self.world == 1:
             return function()
         answer = [_packed(function()) if self.rank == 0 else None]
-        torch.distributed.broadcast_object_list(answer, src=0, group=self.group)
+        torch.distributed.broadcast_object_list(answer, src=0, group=self.patient)
         return _unpacked(answer[0])
 
     def gather(self, state) -> list | None:  # None on all ranks but the first
@@ -97,8 +98,11 @@ class Ranks:
 
     def require_same(self, network: nn.Module) -> None:
         "Raise RuntimeError where the ranks' weights have come apart, which nothing here should let happen."
+        if self.world == 1:
+            return
         digest = hashlib.sha256(b"".join(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in network.parameters())).hexdigest()
-        if len(set(self.gather(digest) or ())) > 1:
+        digests = self.gather(digest)
+        if not self.same(lambda: len(set(digests)) == 1):  # all raise, so that none waits for the others
             raise RuntimeError("the ranks' weights have come apart: this is a fault of jem_nb, or a card that miscomputes; the run has no record")
 
     def synchronised(self, network: nn.Module) -> nn.Module:
@@ -121,6 +125,7 @@ def joined() -> Iterator[Ranks]:
             raise RuntimeError(f"rank {local} of this machine has no graphics card, there are {cards}: expected one for each; start with --nproc-per-node {cards}")
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if cards else "gloo")
-    # probes of the first rank may take hours, for which the others wait; one that died is noticed at once
-    yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7)))
+    # a process that died is noticed at once; a machine that vanished only when the time is over. Probes of the first rank may take hours
+    group, patient = (torch.distributed.new_group(backend="gloo", timeout=time) for time in (timedelta(minutes=30), timedelta(days=7)))
+    yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), group, patient)
     torch.distributed.destroy_process_group()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAIP_IMAGES', 'HISTORY', 'load_data', 'with_all_images', 'data_digest', 'known_labels', 'build_trainer',
            'make_record', 'answers', 'of_maps', 'calibration_now', 'sample_distance', 'weights_description', 'run',
-           'writable']
+           'writable', 'require_agreement']
 
 # %% ../nbs/64_runs.ipynb #4cb37d0f
 import hashlib
@@ -30,6 +30,7 @@ from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_da
 from .divergence import side_that_ran
 from .evaluation import device_of, energy_percentiles, evaluate, logits_of_batches
 from .landscape import energy_landscape, sample_sheet
+from .cluster import differences, fingerprint
 from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, versions
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
@@ -182,13 +183,14 @@ def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset
     "How far the buffer's images are from the training images; nothing for a run without chains."
     if not (config.marginal_weight or config.joint_weight):
         return {}
-    real = to_pixels(torch.from_numpy(np.ascontiguousarray(train.images[:1000])))
+    real = torch.from_numpy(np.ascontiguousarray(train.images[:1000]))  # bytes, of which no more become numbers at a time than are needed
     samples = buffer.samples(1000) if train.segmentation else buffer.images[:1000]
     distance = {"sample_distance": finite_or_none(patch_distance(samples, real, named_generator(config.seed, "patches")))}
     if not train.segmentation:
         return distance
-    nearest = nearest_distance(samples[:100], real[:100])
-    return distance | {"nearest_distance": finite_or_none(nearest), "correlogram_distance": finite_or_none(correlogram_distance(samples.cpu().double(), real.double(), min(16, real.shape[-1] // 2)))}
+    nearest = nearest_distance(samples[:100], to_pixels(real[:100]))
+    apart = correlogram_distance(samples.cpu(), map(to_pixels, real.split(100)), min(16, real.shape[-1] // 2))
+    return distance | {"nearest_distance": finite_or_none(nearest), "correlogram_distance": finite_or_none(apart)}
 
 # %% ../nbs/64_runs.ipynb #e64aa001
 def weights_description(config: RunConfig, network: nn.Module, train: ImageDataset, validation: ImageDataset) -> dict:  # JSON types
@@ -237,6 +239,12 @@ def writable(config: RunConfig, folder: Path) -> Iterator[None]:
                       "and start it again; it goes on from its last checkpoint") from error
 
 
+def require_agreement(mine: dict[str, str], ranks: Ranks) -> None:
+    "RuntimeError on a rank that is not as the first: with another program, other data, or another run."
+    if different := differences(mine, ranks.same(lambda: mine)):
+        raise RuntimeError(f"rank {ranks.rank} is not as the first: it has {different.replace('(here', '(there')}; expected the same everywhere")
+
+
 def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset, validation: ImageDataset, progress: bool, asked: Sequence[str], ranks: Ranks) -> None:
     "Train, and write pictures and record."
     with one_thread():
@@ -248,7 +256,9 @@ def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset
         restart = Restart(config.restart_policy(), history)
         public = train.provenance.get("show_labels", True)
         snapshots = [Snapshots(validation.images[:shown], validation.labels[:shown], train.classes, show_labels=public, number=walking)] if train.segmentation else []
-        origin = {name: versions()[name] for name in ("torch", "numpy")} | {"data": data_digest(train, validation), "device": device_of(trainer.network).partition(":")[0]}
+        origin = fingerprint() | {"data": data_digest(train, validation), "device": device_of(trainer.network).partition(":")[0]}
+        require_agreement(origin | {"run": config.run_id}, ranks)
+        origin = {name: origin[name] for name in ("torch", "numpy", "data", "device")}
         checkpoints = Checkpoints(folder, config.run_id, [history, restart, last, *snapshots], asked, origin)
         trainer.callbacks = (watch, history, restart, last, *snapshots, checkpoints, *([ProgressBar(config.epochs)] if progress and ranks.first else []))
         checkpoints.resume(trainer)

@@ -6,13 +6,14 @@
 __all__ = ['accuracies_of_few', 'segmentation_scores', 'correlograms']
 
 # %% ../nbs/49_segmentation_scores.ipynb #c6180999
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arrays import Rows, chunks
 from .autocorrelation import correlogram
 from .batches import named_generator, to_pixels
 from .datasets import ImageDataset
@@ -46,21 +47,34 @@ def segmentation_scores(
     return {"confusion": matrices.sum(0).tolist(), "f1": f1, **intervals, "by_block": by_block, "accuracy_of_few": {str(count): accuracies_of_few(matrices, count, seed) for count in (5, 20)}}
 
 # %% ../nbs/49_segmentation_scores.ipynb #d0f9c659
+def _pixels(images: np.ndarray | Rows, size: int = 100) -> Iterator[Tensor]:  # floating point, in the range of pixels
+    return (to_pixels(torch.from_numpy(np.ascontiguousarray(part))) for part in chunks(images[:1000], size))
+
+
+def _blurred(images: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="reflect"), 5, 1)
+
+
+def _noise_like(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    generator = named_generator(0, "yardstick")
+    return (torch.rand(part.shape, generator=generator) * 2 - 1 for part in parts)
+
+
 def correlograms(samples: Tensor, train: ImageDataset, validation: ImageDataset, lags: int = 16) -> dict:  # JSON types
     "Moran's I at growing lags, of samples and of training images, and how far the two are apart, None where samples are not finite; beside yardsticks."
-    def curve_of(images: Tensor) -> Tensor | None:
-        curve = correlogram(images.cpu().double(), min(lags, images.shape[-1] // 2))
+    lags = min(lags, samples.shape[-1] // 2)
+    def real() -> Iterator[Tensor]: return _pixels(train.images)
+    def curve_of(images: Tensor | Iterable[Tensor]) -> Tensor | None:
+        curve = correlogram(images, lags)
         return curve if curve.isfinite().all() else None
 
-    real, other = (to_pixels(torch.from_numpy(np.ascontiguousarray(part.images[:1000]))) for part in (train, validation))
-    blurred = F.avg_pool2d(F.pad(real, (2, 2, 2, 2), mode="reflect"), 5, 1)
-    noise = torch.rand(real.shape, generator=named_generator(0, "yardstick")) * 2 - 1
-    curves = {"generated": curve_of(samples), "real": curve_of(real)}
+    curves = {"generated": curve_of(samples.cpu()), "real": curve_of(real())}
     def distance(curve: Tensor | None) -> float | None: return None if curve is None else five_digits((curve - curves["real"]).square().mean().sqrt().item())
 
     # what `nearest_distance` would say of images that have lost all texture, or some
-    flat = real.mean((2, 3), keepdim=True).expand_as(real)
-    yardsticks = {name: five_digits((images - real).square().mean((1, 2, 3)).sqrt().mean().item()) for name, images in (("flat", flat), ("blurred", blurred))}
-    apart = {name: distance(curve_of(images)) for name, images in (("validation", other), ("blurred", blurred), ("noise", noise))}
+    simpler = {"flat": lambda images: images.mean((2, 3), keepdim=True), "blurred": _blurred}
+    yardsticks = {name: five_digits(torch.cat([(simple(part) - part).square().mean((1, 2, 3)).sqrt() for part in real()]).mean().item()) for name, simple in simpler.items()}
+    others = {"validation": _pixels(validation.images), "blurred": map(_blurred, real()), "noise": _noise_like(real())}
+    apart = {name: distance(curve_of(images)) for name, images in others.items()}
     listed = {name: None if curve is None else [five_digits(value) for value in curve.tolist()] for name, curve in curves.items()}
     return {"yardsticks": yardsticks, "correlogram": listed | {"distance": distance(curves["generated"]), "yardsticks": apart}}

@@ -23,9 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .batches import named_generator
+from .callbacks import iterations_done
 from .checkpoint import checkpoints, newest_checkpoint, save_checkpoint
 from .configuration import RunConfig
-from .machine import Interrupted
+from .machine import Interrupted, end_with_parent
 from .ranks import joined
 from .records import read_record, require_writable, run_folder, runs_folder, write_json
 from .runs import load_data, run
@@ -70,33 +71,27 @@ def launch(
     planned = config.epochs * config.iterations_per_epoch
     with TemporaryDirectory() as place, open(Path(place) / "said", "w+") as said, tqdm(total=planned, unit="iteration", disable=not progress) as bar:
         path = write_json(Path(place) / "config.json", config.as_json())
+        # in a session of its own, so that Ctrl-C reaches the ranks once, from here; a second one would end them at once
         process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(config.ranks), "-m", "jem_nb.torchrun",
-                                    str(path), "--experiment", experiment, "--runs", str(root)], stdout=said, stderr=said)
+                                    str(path), "--experiment", experiment, "--runs", str(root)], stdout=said, stderr=said, start_new_session=True, preexec_fn=end_with_parent)
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                bar.update(max(0, _iterations(folder) - bar.n))
+                bar.update(max(0, iterations_done(folder) - bar.n))
         except BaseException:  # an interrupt: the ranks save their state, and end
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
-        bar.update(_iterations(folder) - bar.n)
+        bar.update(iterations_done(folder) - bar.n)
         said.seek(0)
         if process.returncode:
             raise RankError(_what_happened(config, folder, said.read()))
     return read_record(folder)
 
 # %% ../nbs/89_torchrun.ipynb #f2f729c7
-def _iterations(folder: Path) -> int:
-    try:
-        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-    except OSError:
-        return 0
-
-
 def _what_happened(config: RunConfig, folder: Path, said: str) -> str:
     "Who died, of what, and where it goes on, from what ranks and torchrun said."
-    if stopped := re.search(r"^\w+: run \w+ stopped after.*$", said, re.MULTILINE):
+    if stopped := re.search(r"^[\w ]+: run \w+ stopped after.*$", said, re.MULTILINE):
         return stopped[0]
     root_cause = said.rpartition("Root Cause")[2]
     rank, code = re.search(r"rank\s*: (\d+)", root_cause), re.search(r"exitcode\s*: (-?\d+)", root_cause)
@@ -104,7 +99,8 @@ def _what_happened(config: RunConfig, folder: Path, said: str) -> str:
     how = f"was killed by {signal.Signals(-int(code[1])).name}" if code and int(code[1]) < 0 else f"failed: {errors[0]}" if errors else f"failed:\n{said[-2000:]}"
     saved = checkpoints(folder)
     then = f"it goes on from iteration {int(saved[0].stem.partition('-')[2]):,} when it is started again" if saved else "nothing was saved yet; started again, it begins anew"
-    return f"rank {rank[1] if rank else '?'} of {config.ranks} of run {config.run_id} {how}\n{_iterations(folder):,} of {config.epochs * config.iterations_per_epoch:,} iterations were done; {then}"
+    planned = config.epochs * config.iterations_per_epoch
+    return f"rank {rank[1] if rank else '?'} of {config.ranks} of run {config.run_id} {how}\n{iterations_done(folder):,} of {planned:,} iterations were done; {then}"
 
 # %% ../nbs/89_torchrun.ipynb #e8900020
 def go_on_with(
