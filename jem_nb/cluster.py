@@ -44,9 +44,9 @@ def fingerprint() -> dict[str, str]:
             "jem_nb": f"{jem_nb.__version__} with files {digest.hexdigest()[:8]}"}
 
 
-def differences(theirs: dict[str, str], ours: dict[str, str]) -> str:  # "" where there are none
-    "What a worker has that is not as here, in words."
-    return ", ".join(f"{name} {theirs.get(name, 'missing')} (here {value})" for name, value in ours.items() if theirs.get(name) != value)
+def differences(theirs: dict[str, str], ours: dict[str, str], place: str = "here") -> str:  # "" where there are none
+    "What a worker, or a rank, has that is not as here, or in another place, in words."
+    return ", ".join(f"{name} {theirs.get(name, 'missing')} ({place} {value})" for name, value in ours.items() if theirs.get(name) != value)
 
 # %% ../nbs/24_cluster.ipynb #c1a50009
 def _require_same(client: "Client") -> None:
@@ -153,3 +153,4 @@ class LocalCluster:
             process.kill()
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.end)

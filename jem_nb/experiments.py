@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from .cluster import ClusterError, cluster, cluster_size, differences, fingerprint, send_away
 from .callbacks import iterations_done
+from .cluster import ClusterError, cluster, cluster_size, differences, fingerprint, send_away
 from .configuration import RunConfig
 from .cost_model import cost_line, predicted_seconds, run_seconds
 from .machine import Interrupted, end_with_parent
@@ -109,9 +109,8 @@ def _pool(workers: int) -> Iterator[Place]:
 
 def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor | None, workers: int, scheduler: str, bar: tqdm) -> tuple[dict, list[str]]:
     "Run everything in `executor`, on a cluster, or in pools of our own; what was lost with its place is tried again, until two places in a row brought no run further."
-    done, failures, lost, barren = {}, [], configs, 0
+    done, failures, lost, barren, furthest = {}, [], configs, 0, _under_way(configs, experiment, root)
     while lost and barren < 2:
-        before = _under_way(lost, experiment, root)
         if executor is not None:
             place = nullcontext((executor, run, lambda record, config: record))
         elif scheduler:
@@ -125,8 +124,9 @@ def _compute(configs: list[RunConfig], experiment: str, root, executor: Executor
             if lost is configs:
                 raise
             return done, failures + [f"{len(lost)} runs, such as {lost[0].run_id}, were lost with the scheduler: {error}"]
-        further = some or any(now > before[name] for name, now in _under_way(lost, experiment, root).items())
-        done, failures, barren = done | some, failures + crashed, 2 if executor else 0 if further else barren + 1
+        further = {name: now for name, now in _under_way(lost, experiment, root).items() if now > furthest[name]}  # than in any place before
+        furthest |= further
+        done, failures, barren = done | some, failures + crashed, 2 if executor else 0 if some or further else barren + 1
     what = "the scheduler went away" if scheduler else "its worker died"
     return done, failures + [f"{config.run_id}: {what}{'' if executor else ' twice'}, and it did not come further; is there enough memory?" for config in lost]
 

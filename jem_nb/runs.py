@@ -25,12 +25,12 @@ from .batches import Batches, named_generator, to_pixels
 from .buffer import ReplayBuffer
 from .callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots
 from .checkpoint import save_weights
+from .cluster import differences, fingerprint
 from .configuration import RunConfig
 from .datasets import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset, load_dataset
 from .divergence import side_that_ran
 from .evaluation import device_of, energy_percentiles, evaluate, logits_of_batches
 from .landscape import energy_landscape, sample_sheet
-from .cluster import differences, fingerprint
 from .machine import commit, keep_freed_memory, one_thread, requests_to_stop, versions
 from .metrics import nearest_distance, patch_distance, sample_statistics
 from .networks import build_network
@@ -241,8 +241,8 @@ def writable(config: RunConfig, folder: Path) -> Iterator[None]:
 
 def require_agreement(mine: dict[str, str], ranks: Ranks) -> None:
     "RuntimeError on a rank that is not as the first: with another program, other data, or another run."
-    if different := differences(mine, ranks.same(lambda: mine)):
-        raise RuntimeError(f"rank {ranks.rank} is not as the first: it has {different.replace('(here', '(there')}; expected the same everywhere")
+    if different := differences(mine, ranks.same(lambda: mine), "rank 0 has"):
+        raise RuntimeError(f"rank {ranks.rank} is not as the first: it has {different}; expected the same everywhere")
 
 
 def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset, validation: ImageDataset, progress: bool, asked: Sequence[str], ranks: Ranks) -> None:

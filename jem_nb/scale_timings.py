@@ -42,7 +42,8 @@ def local_cluster(workers: int) -> Iterator[LocalCluster]:
         made.wait()
         with cluster(made.address) as client:
             client.run(__import__, "jem_nb.experiments")
-        sweep([replace(sweep_configs(1, 1)[0], seed=10_000 + number, epochs=1) for number in range(2 * workers)], "warm", tempfile.mkdtemp(), scheduler=made.address)
+        with tempfile.TemporaryDirectory() as root:
+            sweep([replace(sweep_configs(1, 1)[0], seed=10_000 + number, epochs=1) for number in range(2 * workers)], "warm", root, scheduler=made.address)
         yield made
     finally:
         made.end()
@@ -69,13 +70,13 @@ def _wall_seconds(config: RunConfig, root: Path) -> float:
 def time_sweep_on(made: LocalCluster, configs: Sequence[RunConfig], kill_after: float | None = None) -> dict:  # JSON types
     "Wall seconds of a sweep on a cluster, and of its runs; optionally one worker is killed after a while."
     made.wait()
-    root = Path(tempfile.mkdtemp())
     killer = threading.Timer(kill_after or 0.0, replace_worker, [made])
-    began = time.perf_counter()
-    if kill_after is not None:
-        killer.start()
-    sweep(configs, "timed", root, scheduler=made.address)
-    found = {"workers": len(made.workers), "wall": time.perf_counter() - began, "runs": [_wall_seconds(config, root) for config in configs], "killed_after": kill_after}
+    with tempfile.TemporaryDirectory() as root:
+        began = time.perf_counter()
+        if kill_after is not None:
+            killer.start()
+        sweep(configs, "timed", root, scheduler=made.address)
+        found = {"workers": len(made.workers), "wall": time.perf_counter() - began, "runs": [_wall_seconds(config, Path(root)) for config in configs], "killed_after": kill_after}
     if kill_after is not None:
         killer.join()
     return found
