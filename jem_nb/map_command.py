@@ -48,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-probabilities", action="store_true", help="leave out the probability of each class: faster, smaller")
     parser.add_argument("--any-resolution", action="store_true", help="take pixels of any size for those of training")
     parser.add_argument("--compression", choices=COMPRESSIONS, default="zstd", help="of OUT.tif: zstd, or deflate for programs that do not read zstd (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where the network computes (a card where there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     return parser
@@ -88,7 +89,7 @@ def _make(given: argparse.Namespace) -> None:
     if given.overwrite or not _is_ours(output, trained):
         if output.with_suffix(".json").exists() and not given.overwrite:
             raise FileExistsError(f"{output.with_suffix('.json')} is there already, where the item of the map goes: choose another name, or pass --overwrite")
-        write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands, given.any_resolution, given.compression, given.overwrite, not given.quiet)
+        write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands, given.any_resolution, given.compression, given.overwrite, not given.quiet, given.device)
     write_item(output, weights, trained, Path(given.raster).name)
     if not given.quiet:
         print(_summary(output, trained))

@@ -191,6 +191,7 @@ def write_map(
     compression: str = "zstd",  # or deflate, which every program reads; it takes twice the time
     overwrite: bool = False,
     progress: bool = True,
+    device: str | None = None,  # "cpu" or "cuda"; None: a card where there is one
 ) -> Path:
     "Map a raster; goes on where it was cut off. ValueError, GeoTiffError or OSError say what is wrong before anything long begins."
     path, output = find_weights(weights), Path(output)
@@ -204,11 +205,15 @@ def write_map(
         raise ValueError(f"kept is {kept}: expected above 0, to 100 percent")
     if compression not in COMPRESSIONS:
         raise ValueError(f"compression is {compression!r}: expected one of {', '.join(COMPRESSIONS)}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}: expected 'cpu', for PyTorch sees no card here")
     trained = load_network(path)
+    trained.network.to(device)
     threshold = float(np.interp(kept, range(101), trained.energies))
     status = Path(raster).stat() if Path(raster).is_file() else None
     job = run_id({"maps": MAPS, "weights": file_checksum(path), "raster": [str(Path(raster).resolve()), status and status.st_size, status and status.st_mtime_ns],
-                  "options": [window, kept, probabilities, bands and list(bands), any_resolution]})
+                  "options": [window, kept, probabilities, bands and list(bands), any_resolution, *([] if device == "cpu" else [device])]})
     with open_geotiff(raster) as file:
         layout = lay_out(file, trained, window, bands, any_resolution)
         require_writable(output.parent)
