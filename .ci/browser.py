@@ -1,4 +1,4 @@
-"""What a person sees: JupyterLab and the static site in headless Chromium. `python .ci/browser.py lab FOLDER` or `site FOLDER`; pictures go to FOLDER."""
+"""What a person sees: JupyterLab in headless Chromium. `python .ci/browser.py lab FOLDER`; pictures go to FOLDER."""
 import os
 import secrets
 import shutil
@@ -169,34 +169,7 @@ def lab(folder: str, *names: str) -> list[str]:
     return problems
 
 
-def site(folder: str) -> list[str]:
-    pictures, built, problems = Path(folder), Path(folder) / "site", []
-    pictures.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["jem-site", str(built)], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)  # fails where a link leads nowhere
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.route("http://**/*", lambda route: (problems.append(f"site: {page.url} asks for {route.request.url}"), route.abort()))
-        page.route("https://**/*", lambda route: (problems.append(f"site: {page.url} asks for {route.request.url}"), route.abort()))
-        page.on("pageerror", lambda error: problems.append(f"site: {page.url}: {error}"))
-        page.on("requestfailed", lambda request: problems.append(f"site: {page.url}: {request.url} is missing"))
-        pages = sorted(set(built.rglob("*.html")) - {built / "index.html"})  # which only leads on, see below
-        for path in pages:
-            page.goto(path.as_uri())
-            name = str(path.relative_to(built))
-            if page.evaluate("() => document.documentElement.scrollWidth > document.documentElement.clientWidth"):
-                problems.append(f"site: {name} is wider than 1280 pixels")
-            if name in ("README.html", "nbs/index.html", "nbs/explore.html", "reports/README.html", "nbs/25_energy.html"):
-                page.screenshot(path=pictures / f"site_{path.stem}_{path.parent.name}.png", full_page=True)
-        page.goto((built / "index.html").as_uri())
-        page.wait_for_url("**/README.html")
-        page.get_by_role("link", name="Tour", exact=True).click()
-        if "tour" not in page.title().lower() or not page.locator("math").count():
-            problems.append(f"site: the tour is called {page.title()!r} and has {page.locator('math').count()} formulas")
-        print(f"{len(pages)} pages opened")
-    return problems
-
-
 if __name__ == "__main__":
-    found = {"lab": lab, "site": site}[sys.argv[1]](*sys.argv[2:])
+    found = {"lab": lab}[sys.argv[1]](*sys.argv[2:])
     print("\n".join(found))
     sys.exit(bool(found))

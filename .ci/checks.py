@@ -1,4 +1,5 @@
 """Checks of the repository's promises: `python .ci/checks.py NAME`. Each prints what is wrong and exits with 1."""
+import ast
 import difflib
 import json
 import multiprocessing
@@ -38,6 +39,10 @@ PUBLISHED = {  # experiments with committed records, and what to call them with
 }
 
 
+def notebooks_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+
+
 def copy_of_repository() -> Path:
     "The tracked files in a folder of their own, as a repository whose changes git can tell."
     copy = Path(tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER"))) / "copy"
@@ -69,7 +74,7 @@ def clean() -> list[str]:
 
 def export() -> list[str]:
     copy = copy_of_repository()
-    for module in (copy / "jem_nb").glob("*.py"):
+    for module in (copy / "jem_nb").rglob("*.py"):
         if module.name != "__init__.py":
             module.unlink()  # what no notebook exports does not come back
     run_in(copy, "nbdev_export")
@@ -77,9 +82,9 @@ def export() -> list[str]:
 
 
 def notebooks() -> list[str]:
-    from jem_nb.publishing import SAFE_OUTPUTS
+    from jem_nb.reporting.publishing import SAFE_OUTPUTS
     problems = []
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")) + sorted((ROOT / "reports").glob("*.ipynb")):
+    for path in notebooks_in(ROOT / "nbs") + notebooks_in(ROOT / "reports"):
         cells = json.loads(path.read_text())["cells"]
         outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
         tagged = sum("parameters" in cell["metadata"].get("tags", []) for cell in cells)
@@ -98,8 +103,101 @@ def notebooks() -> list[str]:
     return problems
 
 
+def wings(root: Path = ROOT) -> list[str]:
+    """Imports that do not go down: a wing may import lower-numbered wings, a notebook lower-numbered ones of its wing.
+
+    The order stands in the names of folders and notebooks of nbs/, and nowhere else.
+    """
+    problems, order = [], {}  # wing.room -> its number, such as 02.13
+    for path in (root / "nbs").glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb"):
+        order[f"{path.parent.name[3:]}.{path.stem[3:]}"] = f"{path.parent.name[:2]}.{path.stem[:2]}"
+    for path in sorted((root / "jem_nb").rglob("*.py")):
+        wing, room = path.parent.name, path.stem
+        if room.startswith("_"):
+            continue
+        mine = order.get(f"{wing}.{room}", "99")  # what a page directly in nbs/ exports stands above all wings
+        if mine == "99" and wing != "jem_nb":
+            problems.append(f"{path.relative_to(root)}: no notebook nbs/NN_{wing}/NN_{room}.ipynb, expected one")
+            continue
+        problems += [f"{wing}.{room} ({mine}) imports {other} ({order.get(other, 'which no notebook exports')}): "
+                     "expected lower numbers only; move down what it needs, or move it up"
+                     for other in imported(path, wing) if order.get(other, "99") >= mine]
+    return problems
+
+
+def imported(path: Path, wing: str) -> list[str]:  # wing.room, each once
+    "The modules of this package that a module imports, anywhere in its text."
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name.startswith("jem_nb.")]
+        elif isinstance(node, ast.ImportFrom):
+            above = {0: "", 1: "jem_nb." if wing == "jem_nb" else f"jem_nb.{wing}.", 2: "jem_nb."}[node.level]
+            module = f"{above}{node.module or ''}".strip(".")
+            if module.startswith("jem_nb."):
+                deep = module.count(".") >= 2  # else a wing, of which the names are modules
+                found += [module] if deep else [f"{module}.{name.name}" for name in node.names]
+    return sorted({name.removeprefix("jem_nb.") for name in found})
+
+
+def planted() -> list[str]:
+    "Whether `wings` notices an import that goes up, from wing to wing and within a wing."
+    copy, missed = copy_of_repository(), []
+    upward = (("core/paths.py", "from ..reporting.tables import ARMS"), ("core/paths.py", "from .files import locked"),
+              ("data/tiles.py", "import jem_nb.maps.command"))
+    for place, line in upward:
+        before = (copy / "jem_nb" / place).read_text()
+        (copy / "jem_nb" / place).write_text(f"{before}\n{line}\n")
+        missed += [] if wings(copy) else [f"`{line}` in {place} was not noticed"]
+        (copy / "jem_nb" / place).write_text(before)
+    return missed + [f"without them: {problem}" for problem in wings(copy)]
+
+
+def opening(path: Path) -> tuple[str, str]:
+    "A notebook's title and its one-line promise."
+    words = "".join(json.loads(path.read_text())["cells"][0]["source"])
+    title, promise = re.match(r"# (.*)", words), re.search(r"^> (.*(?:\n.+)*)", words, re.MULTILINE)
+    return title[1] if title else path.stem, " ".join(promise[1].split()) if promise else ""
+
+
+def table_of_contents() -> str:
+    nbs = ROOT / "nbs"
+    first = [nbs / f"{name}.ipynb" for name in ("index", "explore", "what_now")]
+    parts = [("Begin here", first)]
+    parts += [(folder.name.replace("_", " "), notebooks_in(folder)) for folder in sorted(nbs.glob("[0-9][0-9]_*/"))]
+    parts += [("Experiments", [path for path in sorted(nbs.glob("*.ipynb")) if path not in first])]
+    lines = ["# Notebooks", "", "Wing by wing, in the order in which they import each other. "
+             "Written by `python .ci/checks.py contents --write`."]
+    for heading, paths in parts:
+        lines += ["", f"## {heading}", ""]
+        for path in paths:
+            title, promise = opening(path)
+            lines.append(f"- [{path.stem}]({path.relative_to(nbs)}): {promise or title}")
+    return "\n".join(lines) + "\n"
+
+
+def contents(*options: str) -> list[str]:
+    "nbs/README.md against the notebooks, and relative links of all pages; `contents --write` writes it."
+    path, wanted = ROOT / "nbs" / "README.md", table_of_contents()
+    if "--write" in options:
+        path.write_text(wanted)
+    current = path.exists() and path.read_text() == wanted
+    stale = "nbs/README.md is not what the notebooks say: python .ci/checks.py contents --write"
+    return ([] if current else [stale]) + broken_links()
+
+
+def broken_links() -> list[str]:
+    pages = {path: path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"))}
+    for path in notebooks_in(ROOT / "nbs") + notebooks_in(ROOT / "reports"):
+        cells = json.loads(path.read_text())["cells"]
+        pages[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    to_file = re.compile(r"\]\(([^)\s#:]+\.(?:ipynb|md|png|csv|py))(?:#[^)]*)?\)")
+    return [f"{path.relative_to(ROOT)}: {link} leads nowhere"
+            for path, words in pages.items() for link in to_file.findall(words) if not (path.parent / link).exists()]
+
+
 def records() -> list[str]:
-    from jem_nb.records import read_record
+    from jem_nb.experiments.records import read_record
     problems = []
     for folder in sorted((ROOT / "reports" / "runs").glob("*/*/")):
         tracked = subprocess.run(["git", "ls-files", str(folder)], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -175,8 +273,8 @@ def repeat() -> list[str]:
 
 
 def repeated_of(experiment: str) -> list[str]:
-    from jem_nb.records import collect
-    from jem_nb.runs import commit
+    from jem_nb.experiments.provenance import commit
+    from jem_nb.experiments.records import collect
     problems, choice = [], random.Random(commit() + experiment)  # another pick for each commit, the same for one
     records = [record for record in collect(experiment) if "history" in record and record["seconds"] < 45]
     for old in choice.sample(records, min(2, len(records))):
@@ -189,8 +287,8 @@ def repeated_of(experiment: str) -> list[str]:
 
 def repeated(old: dict) -> tuple[list[str], bool]:
     "What is wrong when the run of a record is trained again, and whether its fate is another."
-    from jem_nb.configuration import RunConfig
-    from jem_nb.runs import run
+    from jem_nb.experiments.config import RunConfig
+    from jem_nb.experiments.run import run
     name, new = f"{old['experiment']}: run {old['run_id']}", run(RunConfig(**old["config"]), old["experiment"], tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER")))
     same = all(old["history"][column] == new["history"][column] for column in old["history"])
     compared = [column for column in ("classification", "energy_real", "energy_generated", "chain_gradient") if column in old["history"]]  # a classifier has no energies
@@ -202,8 +300,8 @@ def repeated(old: dict) -> tuple[list[str], bool]:
 
 
 def control() -> list[str]:
-    from jem_nb.configuration import make_config
-    from jem_nb.records import read_record, run_folder
+    from jem_nb.experiments.presets import make_config
+    from jem_nb.experiments.records import read_record, run_folder
     rate = make_config("cpu", "scenes").learning_rate
     configs = [make_config("cpu", "scenes", seed=seed, learning_rate=r) for seed in range(3) for r in (rate, rate / 10)]
     runs = [read_record(run_folder("regularization", config.run_id)) for config in configs]

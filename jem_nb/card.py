@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .card_correctness import check_everything
-from .card_jem import Recipe, chains_within, noise_conditional_within, read_parts, time_score_matching
-from .card_speed import iteration_config, matrix_rates, time_gradients, time_iterations, time_maps
+from .benchmarks.card_correctness import check_everything
+from .benchmarks.card_jem import Recipe, chains_within, noise_conditional_within, read_parts, time_score_matching
+from .benchmarks.card_speed import iteration_config, matrix_rates, time_gradients, time_iterations, time_maps
 
 # %% ../nbs/graphics_card.ipynb #60253bd9
 def described(device: str) -> dict:
