@@ -1,5 +1,6 @@
 """Checks of the repository's promises: `python .ci/checks.py NAME`. Each prints what is wrong and exits with 1."""
 import ast
+import base64
 import difflib
 import json
 import multiprocessing
@@ -14,29 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = {  # experiments with committed records, and what to call them with
-    "exp_aggregation": {},
-    "exp_divergence": {"dataset": "eurosat"},
-    "exp_detection_restart": {"dataset": "eurosat"},
-    "exp_divergence_criterion": {},
-    "exp_generation": {},
-    "exp_generation_branch": {},
-    "exp_learning_rate": {"dataset": "eurosat"},
-    "exp_ood": {},
-    "exp_regularization": {"dataset": "eurosat"},
-    "exp_sample_feedback": {},
-    "exp_segmentation_branch": {},
-    "exp_semi_supervised": {},
-    "exp_sgld_steps": {"dataset": "eurosat"},
-    "exp_sjem_buffer": {},
-    "exp_sjem_unet": {},
-    "exp_sjem_wrn_unet": {},
-    "exp_speed": {"time_anew": False},
-    "exp_stabilizers": {"dataset": "eurosat"},
-    "exp_time_to_quality": {"dataset": "eurosat"},
-    "scale": {"time_anew": False},
-    "what_now": {},  # last, for it reads the tables of the others
-}
 
 
 def notebooks_in(folder: Path) -> list[Path]:
@@ -87,9 +65,10 @@ def notebooks() -> list[str]:
     for path in notebooks_in(ROOT / "nbs") + notebooks_in(ROOT / "reports"):
         cells = json.loads(path.read_text())["cells"]
         outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
-        tagged = sum("parameters" in cell["metadata"].get("tags", []) for cell in cells)
-        if path.name.startswith("exp_") and tagged != 1:
-            problems.append(f"{path.name}: {tagged} cells tagged 'parameters', expected one")
+        for tag in ("parameters", "conclusion"):
+            tagged = sum(tag in cell["metadata"].get("tags", []) for cell in cells)
+            if path.name.startswith("exp_") and tagged != 1:
+                problems.append(f"{path.name}: {tagged} cells tagged {tag!r}, expected one")
         if path.parent.name == "nbs" and path.name.startswith("exp_") and outputs:
             problems.append(f"{path.name}: {len(outputs)} stored outputs, expected none")
         if any("/site-packages/" in json.dumps(output) for output in outputs):
@@ -101,6 +80,28 @@ def notebooks() -> list[str]:
         if kinds or any(output["output_type"] == "error" for output in outputs):
             problems.append(f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}")
     return problems
+
+
+def pages() -> list[str]:
+    "README and the table of results are short, and README's map is a picture of the tour."
+    limits = {"README.md": 900, "reports/README.md": 1500}
+    words = {name: len((ROOT / name).read_text().split()) for name in limits}
+    problems = [f"{name}: {words[name]} words, expected fewer than {limit}"
+                for name, limit in limits.items() if words[name] >= limit]
+    picture = base64.b64encode((ROOT / "reports" / "map.png").read_bytes()).decode()
+    if picture not in (ROOT / "nbs" / "index.ipynb").read_text().replace("\\n", ""):
+        problems.append("reports/map.png is no picture of nbs/index.ipynb: save the picture of its map there")
+    return problems
+
+
+LARGEST_TREE = 45_000_000, 1_500  # bytes and files that a clone may have
+LARGEST_RUN = 60_000  # bytes of its record and its pictures, as they are without packing
+
+
+def tracked(*paths: str) -> dict[str, int]:
+    "Bytes of the tracked files, by name."
+    names = subprocess.run(["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return {name: (ROOT / name).stat().st_size for name in names if name and (ROOT / name).exists()}
 
 
 def wings(root: Path = ROOT) -> list[str]:
@@ -197,17 +198,29 @@ def broken_links() -> list[str]:
 
 
 def records() -> list[str]:
-    from jem_nb.experiments.records import read_record
-    problems = []
-    for folder in sorted((ROOT / "reports" / "runs").glob("*/*/")):
-        tracked = subprocess.run(["git", "ls-files", str(folder)], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-        if not tracked:
-            continue  # a run of this machine, under way or the user's own
-        if read_record(folder) is None:
-            problems.append(f"{folder.relative_to(ROOT)}: committed without result.json")
-        size = sum((ROOT / name).stat().st_size for name in tracked)
-        if size > 60_000:
-            problems.append(f"{folder.relative_to(ROOT)}: {size} bytes, expected at most 60,000")
+    from jem_nb.experiments.record_command import packed_runs
+    from jem_nb.experiments.record_packs import open_pack
+    from jem_nb.experiments.records import each_record, read_record
+    problems, loose = [], {}
+    for name, size in tracked("reports/runs").items():
+        place, file = Path(name).parent, Path(name).name
+        if len(place.parts) == 4:  # a run that is not packed
+            loose[place] = loose.get(place, 0) + size
+        elif file != "records.zip":
+            problems.append(f"{name}: expected packs (records.zip) and files of runs only")
+    problems += [f"{place}: committed without result.json" for place in loose if read_record(ROOT / place) is None]
+    for folder in sorted((ROOT / "reports" / "runs").glob("*/")):
+        if pack := open_pack(folder):
+            packed = packed_runs(pack)  # every file read, and its checksum compared
+            names = [record["run_id"] for record in each_record(folder.name, only=packed)]  # belong to their identifiers
+            problems += [f"{pack.path}: {len(packed)} runs, {len(names)} records"] * (names != sorted(packed))
+            loose |= {folder.relative_to(ROOT) / run: sum(map(len, files.values())) for run, files in packed.items()}
+    problems += [f"{place}: {size:,} bytes, expected at most {LARGEST_RUN:,}" for place, size in loose.items() if size > LARGEST_RUN]
+    files = tracked()
+    for what, number, largest in zip(("bytes", "files"), (sum(files.values()), len(files)), LARGEST_TREE):
+        print(f"the tracked tree has {number:,} {what}")
+        if number > largest:
+            problems.append(f"the tracked tree has {number:,} {what}, expected at most {largest:,}: pack finished runs (jem-records pack)")
     return problems
 
 
@@ -217,11 +230,33 @@ def rebuild(work: str) -> list[str]:
         shutil.rmtree(copy / "reports" / folder, ignore_errors=True)
     environment = os.environ | {"JEM_ROOT": str(copy), "PYTHONPATH": str(copy)}
     environment.pop("JEM_DATA", None)  # records are enough
-    for name, parameters in PUBLISHED.items():
+    for name, parameters in published_with().items():
         records_only = {"train_missing": False} if name.startswith("exp_") else {}
-        options = [part for key, value in (parameters | records_only | {"publish": True}).items() for part in ("-p", key, str(value))]
-        subprocess.run(["papermill", "--no-progress-bar", f"nbs/{name}.ipynb", f"{work}/{name}.ipynb", *options], cwd=copy, check=True, env=environment)
+        given = parameters | records_only | {"publish": True}
+        options = [part for key, value in given.items() for part in ("-p", key, str(value))]
+        command = ["papermill", "--no-progress-bar", f"nbs/{name}.ipynb", f"{work}/{name}.ipynb", *options]
+        subprocess.run(command, cwd=copy, check=True, env=environment)
     return [problem for path in published(ROOT) | published(copy) for problem in difference(ROOT / path, copy / path)]
+
+
+def published_with() -> dict[str, dict]:
+    "Every published notebook and what it was called with, its defaults apart. Pages that read others' tables are last."
+    def last(page): return not page.name.startswith("exp_"), page.name
+
+    found = {}
+    for page in sorted((ROOT / "reports").glob("*.ipynb"), key=last):
+        defaults = assigned(ROOT / "nbs" / page.name, "parameters")
+        called = assigned(page, "injected-parameters")
+        found[page.stem] = {name: value for name, value in called.items() if value != defaults.get(name)}
+    return found
+
+
+def assigned(notebook: Path, tag: str) -> dict:
+    "The names and values that the cell with a tag assigns."
+    cells = json.loads(notebook.read_text())["cells"]
+    source = "".join("".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", []))
+    pairs = [(getattr(line, "target", None) or line.targets[0], line.value) for line in ast.parse(source).body]
+    return {name.id: ast.literal_eval(value) for name, value in pairs}
 
 
 def published(root: Path) -> set[Path]:
@@ -267,7 +302,7 @@ def repeat() -> list[str]:
     differs, and training amplifies that: then the first iterations must agree, and the fate. A single run on the verge of dying may
     still go either way, so where a fate differs by rounding a second run is asked, and fails if it differs too.
     """
-    experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").iterdir())
+    experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").glob("*/"))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         return sum(pool.map(repeated_of, experiments), [])
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,9 @@ def check_losses(device: str) -> dict[str, float]:
         maps = "unet" in name
         for loss in ("contrastive", "bounded"):
             for penalty in PENALTIES:
-                objective = Objective(joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
-                                      aggregation="mean" if maps else "sum", generation_loss=loss, dice_weight=0.5 * maps)
+                objective = Objective(
+                    joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
+                    aggregation="mean" if maps else "sum", generation_loss=loss, dice_weight=0.5 * maps)
                 gradients = [_weight_gradients(objective, network, place, maps)
                              for network, place in zip(_networks(name, device), ("cpu", device))]
                 found[f"{name}, {loss}, {penalty}"] = relative_difference(gradients[1], gradients[0])
@@ -123,10 +125,13 @@ def check_score_matching(device: str) -> dict[str, float]:
         losses, _ = score_matching(copied, _images().to(place), sigma.to(place), noise.to(place), 0.5, labels.to(place))
         losses.mean().backward()
         found.append((losses, torch.cat([parameter.grad.flatten() for parameter in copied.parameters()])))
-    return {f"score matching, {name}": relative_difference(*pair) for name, pair in zip(("loss", "gradient"), zip(found[1], found[0]))}
+    pairs = zip(("loss", "gradient"), zip(found[1], found[0]))
+    return {f"score matching, {name}": relative_difference(*pair) for name, pair in pairs}
 
 # %% ../../nbs/11_benchmarks/07_card_correctness.ipynb #0702b7eb
-def _trainer(config: RunConfig, data: tuple[ImageDataset, ImageDataset], device: str, epochs: int, state: dict | None = None):
+def _trainer(
+    config: RunConfig, data: tuple[ImageDataset, ImageDataset], device: str, epochs: int, state: dict | None = None,
+):
     trainer = build_trainer(config, *data, device)
     if state:
         trainer.load_state_dict(state["trainer"])
@@ -159,7 +164,8 @@ def check_resume(device: str, deterministic: bool) -> dict[str, float]:
     finally:
         torch.backends.cudnn.deterministic = before
     name = "fixed order" if deterministic else "fastest algorithms"
-    return {f"same run twice, {name}": relative_difference(again, whole), f"resumed, {name}": relative_difference(resumed, whole)}
+    others = {"same run twice": again, "resumed": resumed}
+    return {f"{what}, {name}": relative_difference(other, whole) for what, other in others.items()}
 
 
 def check_other_device(device: str) -> dict[str, float]:
@@ -205,34 +211,39 @@ def check_map(device: str, folder: Path) -> dict[str, float]:
         with rasterio.open(path) as file:
             layers.append(torch.from_numpy(file.read()))
     same = (layers[0][0] == layers[1][0]).double().mean().item()
-    return {"map, all layers but class": relative_difference(layers[1][1:], layers[0][1:]), "map, same class (share)": same}
+    difference = relative_difference(layers[1][1:], layers[0][1:])
+    return {"map, all layers but class": difference, "map, same class (share)": same}
 
 # %% ../../nbs/11_benchmarks/07_card_correctness.ipynb #607683e4
 def check_launch(device: str, folder: Path) -> dict[str, float]:
     "A run under torchrun with one rank, which is the same as without."
     from jem_nb.experiments.launch import launch
     config = make_config("smoke", "scenes", seed=1)
-    return {"launch, one rank: completed": float(launch(config, "card", folder, progress=False)["status"] in ("completed", "diverged"))}
+    record = launch(config, "card", folder, progress=False)
+    return {"launch, one rank: completed": float(record["status"] in ("completed", "diverged"))}
 
 
 def check_jem_map(device: str, folder: Path) -> dict[str, float]:
     "The command line: exit code 0 is 1."
     config = make_config("smoke", "scene_maps", generation_loss="bounded")
-    command = [sys.executable, "-c", "import sys; from jem_nb.maps.command import main; sys.exit(main())", str(folder / "card" / config.run_id), str(folder / "raster.tif"), str(folder / "command.tif"),
-               "--any-resolution", "--device", torch.device(device).type]
+    program = "import sys; from jem_nb.maps.command import main; sys.exit(main())"
+    files = [folder / "card" / config.run_id, folder / "raster.tif", folder / "command.tif"]
+    command = [sys.executable, "-c", program, *map(str, files), "--any-resolution", "--device", torch.device(device).type]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
     return {"jem-map --device: exit code 0": float(done.returncode == 0)}
 
 # %% ../../nbs/11_benchmarks/07_card_correctness.ipynb #7430c334
-def check_everything(device: str, folder: Path) -> dict[str, dict]:  # by check: its differences, or an error; and seconds
+def check_everything(device: str, folder: Path) -> dict[str, dict]:  # by check: its differences or error; seconds
     "What a card must show before any number of it is believed."
     checks: dict[str, Callable[[], dict[str, float]]] = {
-        "energies": lambda: check_energies(device), "losses": lambda: check_losses(device), "chains": lambda: check_chains(device),
-        "score matching": lambda: check_score_matching(device), "resume, fixed order": lambda: check_resume(device, True),
-        "resume": lambda: check_resume(device, False), "other device": lambda: check_other_device(device), "run": lambda: check_run(device, folder),
-        "map": lambda: check_map(device, folder), "jem-map": lambda: check_jem_map(device, folder), "launch": lambda: check_launch(device, folder),
+        "energies": partial(check_energies, device), "losses": partial(check_losses, device),
+        "chains": partial(check_chains, device), "score matching": partial(check_score_matching, device),
+        "resume, fixed order": partial(check_resume, device, True), "resume": partial(check_resume, device, False),
+        "other device": partial(check_other_device, device), "run": partial(check_run, device, folder),
+        "map": partial(check_map, device, folder), "jem-map": partial(check_jem_map, device, folder),
+        "launch": partial(check_launch, device, folder),
     }
     found: dict[str, dict] = {}
     with exact_products():

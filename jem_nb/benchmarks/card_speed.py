@@ -21,7 +21,7 @@ from ..core.generators import named_generator
 from ..energy.aggregation import energy_function
 from ..energy.sgld import energy_gradient
 from ..experiments.config import RunConfig
-from ..experiments.cost_model import forward_flop, iteration_flop
+from ..experiments.cost_model import iteration_flop
 from ..experiments.presets import make_config
 from ..experiments.run import build_trainer
 from ..networks.architectures import build_network
@@ -126,7 +126,7 @@ def gradient_ways(network: str, side: int, batch: int, device: str, compiled: bo
         energy = energy_function(torch.compile(built) if compile_it else built)
 
         def gradient(x: Tensor) -> Tensor:
-            with working_precision(device, precision), torch.backends.cudnn.flags(benchmark=tried, allow_tf32=True):
+            with working_precision(device, precision), torch.backends.cudnn.flags(enabled=True, benchmark=tried, allow_tf32=True):
                 return energy_gradient(x, [energy])
         return _captured(gradient, x) if graph else lambda: gradient(x)
     first, last = torch.contiguous_format, torch.channels_last
