@@ -143,7 +143,7 @@ def imported(path: Path, wing: str) -> list[str]:  # wing.room, each once
 def planted() -> list[str]:
     "Whether `wings` notices an import that goes up, from wing to wing and within a wing."
     copy, missed = copy_of_repository(), []
-    upward = (("core/paths.py", "from ..reporting.tables import ARMS"), ("core/paths.py", "from .files import locked"),
+    upward = (("core/paths.py", "from ..reporting.tables import arm_label"), ("core/paths.py", "from .files import locked"),
               ("data/tiles.py", "import jem_nb.maps.command"))
     for place, line in upward:
         before = (copy / "jem_nb" / place).read_text()

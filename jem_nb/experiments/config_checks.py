@@ -14,6 +14,7 @@ import torch
 
 from ..core.messages import choice, did_you_mean
 from ..data.datasets import has_maps, splits_of
+from ..energy.regularizers import PENALTIES, needs_gradient
 from ..evaluation.final_evaluations import PROBES
 from ..networks.architectures import check_size, is_segmentation, make_network
 from ..networks.precision import PRECISIONS
@@ -88,8 +89,9 @@ def check_work(config: Any) -> None:  # of `07_experiments/05_config`, a RunConf
         for name, value in plain.items():
             if getattr(config, name) != value:
                 raise ValueError(f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected {value!r}")
-        if "g" in config.regularizer:
-            raise ValueError(f"regularizer is {config.regularizer!r} with loop 'reference': expected one without 'g'")
+        if needs_gradient(config.regularizer):
+            without = " or ".join(repr(name) for name, penalty in PENALTIES.items() if penalty.needs_gradient)
+            raise ValueError(f"regularizer is {config.regularizer!r} with loop 'reference': expected one without {without}")
     choice("loop", config.loop, {"one_pass": None, "reference": None})
     config.heed()
     if config.feedback != "none" and (config.joint_weight or not config.marginal_weight):
