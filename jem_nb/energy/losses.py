@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.messages import choice
 from ..data.resize import IGNORED
 from .aggregation import AUTOCORRELATIONS, aggregation_rule, autocorrelation_mismatch, energies_of_sides
-from .aggregation import image_energy
+from .aggregation import image_energy, whole_batch
 from .energy import energy_of_logits
 from .regularizers import regularization, regularizer_terms, sides_with_gradient
 
@@ -95,8 +95,9 @@ class Objective:
         means = {}
         if self.marginal_weight:
             maps = {side: energy_of_logits(logits[name]) for side, name in (("real", real), ("generated", "generated"))}
-            if self.aggregation == "effective" and share(real) != 1:
-                raise ValueError(f"aggregation is 'effective' for a part of a batch (share {share(real):g}): it weights whole batches; process batches whole")
+            if share(real) != 1 and whole_batch(self.aggregation):
+                raise ValueError(f"aggregation is {self.aggregation!r} for a part of a batch (share {share(real):g}): "
+                                 "it weights whole batches; process batches whole")
             energies = dict(zip(maps, energies_of_sides(*maps.values(), self.aggregation)))
             means = {side: share(name) * energies[side].mean() for side, name in (("real", real), ("generated", "generated"))}
             losses = generation_losses(energies["real"], energies["generated"], self.generation_loss, self.energy_scale)

@@ -14,6 +14,7 @@ import torch
 
 from ..core.messages import choice, did_you_mean
 from ..data.datasets import has_maps, splits_of
+from ..energy.aggregation import whole_batch
 from ..energy.regularizers import PENALTIES, needs_gradient
 from ..evaluation.final_evaluations import PROBES
 from ..networks.architectures import check_size, is_segmentation, make_network
@@ -122,8 +123,10 @@ def check_ranks(config: Any) -> None:  # of `07_experiments/05_config`, a RunCon
     for name, value in alone.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r} with {config.ranks} ranks, which see a part of each batch: expected {value!r}, or ranks=1")
-    for name, values in (("normalization", ("batch",)), ("aggregation", ("effective",))):
-        if (value := getattr(config, name)) in values:
+    whole = {"normalization": config.normalization == "batch", "aggregation": whole_batch(config.aggregation)}
+    for name, needed in whole.items():
+        if needed:
+            value = getattr(config, name)
             raise ValueError(f"{name} is {value!r} with {config.ranks} ranks, which see a part of each batch: expected another one, or ranks=1")
     for name, value in (("batch_size", config.batch_size), ("chains of a batch", config.economy().chains(config.batch_size)), ("buffer_size", config.buffer_size)):
         if value % config.ranks:
@@ -143,7 +146,8 @@ def check_segmentation(config: Any) -> None:  # of `07_experiments/05_config`, a
     if maps:
         check_size(torch.empty(0, 1, config.image_size, config.image_size))
         others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": (), "probes": (), "feedback": "none"}
-        others |= {"images_at_once": None} if config.dice_weight or config.autocorrelation_weight or config.aggregation == "effective" else {}
+        if config.dice_weight or config.autocorrelation_weight or whole_batch(config.aggregation):
+            others |= {"images_at_once": None}
     for name, value in others.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r} with network {config.network!r}, for {'segmentation' if maps else 'classification'}: expected {value!r}")
