@@ -40,8 +40,8 @@ def effective(energies: Tensor, batch: Tensor | None = None) -> Tensor:
 # %% ../../nbs/04_energy/03_aggregation.ipynb #f63f3224
 def smoothed_sum(energies: Tensor, weight: float) -> Tensor:
     "Sum, and a weighted sum of squared differences of neighbours."
-    steps = sum((first - second).square().sum((1, 2)) for first, second in neighbours(energies))
-    return energies.sum((1, 2)) + weight * steps
+    total = energies.sum((1, 2))  # before the differences: gradients are added up in this order, to the last digit
+    return total + weight * sum((first - second).square().sum((1, 2)) for first, second in neighbours(energies))
 
 
 def pooled(energies: Tensor, sharpness: float) -> Tensor:
