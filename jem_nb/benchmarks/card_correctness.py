@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.generators import named_generator
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..energy.aggregation import energy_function
 from ..energy.losses import Objective
 from ..energy.regularizers import regularizer_names
