@@ -230,7 +230,7 @@ def _judged(samples: Tensor, asked: Tensor | None, judge: nn.Module, features: T
     scores = {"kid": kernel_distance(own, features), "fd": frechet_distance(own, features), "copies": 100 * (nearest < second / 2).double().mean().item()}
     scores |= {f"nearest_{percent}": nearest.quantile(percent / 100).item() for percent in (1, 5, 25, 50)}
     if asked is not None:
-        pupil = train_judge(to_bytes(samples).numpy(), asked.numpy(), judge.head.out_features, iterations=iterations)
+        pupil = train_judge(to_bytes(samples).numpy(), asked.numpy(), len(judge(tests[0][:1])[0]), iterations=iterations)
         scores |= {"agreement": accuracy(judge(samples), asked), "pupil_accuracy": accuracy(pupil(tests[0]), tests[1])}
     return {name: five_digits(finite_or_none(value)) for name, value in scores.items()}
 

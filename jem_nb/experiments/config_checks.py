@@ -17,8 +17,9 @@ from ..data.datasets import has_maps, splits_of
 from ..energy.aggregation import whole_batch
 from ..energy.regularizers import PENALTIES, needs_gradient
 from ..evaluation.final_evaluations import PROBES
-from ..networks.architectures import check_size, is_segmentation, make_network
+from ..networks.architectures import find_family, is_segmentation, make_network
 from ..networks.precision import PRECISIONS
+from ..networks.u_nets import check_size
 
 # %% ../../nbs/07_experiments/04_config_checks.ipynb #a423ed13
 def check_types(config: Any) -> None:  # of `07_experiments/05_config`, a RunConfig
@@ -144,7 +145,7 @@ def check_segmentation(config: Any) -> None:  # of `07_experiments/05_config`, a
         raise ValueError(f"network is {config.network!r} for dataset {config.dataset!r}, which has a label for {has}: expected a network for that, {expected}")
     others = {"aggregation": "sum", "dice_weight": 0.0, "autocorrelation_weight": 0.0, "tile_size": None}
     if maps:
-        check_size(torch.empty(0, 1, config.image_size, config.image_size))
+        check_size((config.image_size, config.image_size), find_family(config.network)[0].stride)
         others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": (), "probes": (), "feedback": "none"}
         if config.dice_weight or config.autocorrelation_weight or whole_batch(config.aggregation):
             others |= {"images_at_once": None}
