@@ -165,7 +165,9 @@ def table_of_contents() -> str:
     first = [nbs / f"{name}.ipynb" for name in ("index", "explore", "what_now")]
     parts = [("Begin here", first)]
     parts += [(folder.name.replace("_", " "), notebooks_in(folder)) for folder in sorted(nbs.glob("[0-9][0-9]_*/"))]
-    parts += [("Experiments", [path for path in sorted(nbs.glob("*.ipynb")) if path not in first])]
+    additions = sorted(nbs.glob("to_add_*.ipynb"))
+    parts += [("To add something", additions)]
+    parts += [("Experiments", [path for path in sorted(nbs.glob("*.ipynb")) if path not in first + additions])]
     lines = ["# Notebooks", "", "Wing by wing, in the order in which they import each other. "
              "Written by `python .ci/checks.py contents --write`."]
     for heading, paths in parts:

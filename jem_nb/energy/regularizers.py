@@ -65,9 +65,11 @@ def regularizer_terms(name: str) -> tuple[str, ...]:  # () for "none"
     if name == "none":
         return ()
     terms = tuple(name.split("+"))
-    if terms != tuple(term for term in PENALTIES if term in terms):
+    if terms != (ordered := tuple(term for term in PENALTIES if term in terms)):
         options = ", ".join(map(repr, ("none", *PENALTIES)))
-        example, near = "+".join(list(PENALTIES)[:2]), did_you_mean(name, regularizer_names())
+        meant = f" Did you mean {'+'.join(ordered)!r}?"
+        near = meant if set(ordered) == set(terms) else did_you_mean(name, regularizer_names())
+        example = "+".join(list(PENALTIES)[:2])
         raise ValueError(f"regularizer is {name!r}: expected {options} or a sum in this order such as {example!r}.{near}")
     return terms
 

@@ -30,8 +30,9 @@ def network_names() -> str:
     "What a name may be, for error texts."
     found: dict[str, list[str]] = {"classification": [], "segmentation": []}
     for pattern, family in NETWORKS.items():
-        usual = inspect.signature(family).parameters
-        example = re.sub("[A-Z]+", lambda word: str(usual[word[0].lower()].default), pattern)
+        usual, example = inspect.signature(family).parameters, pattern
+        for word in re.findall("[A-Z]+", pattern):
+            example = example.replace(word, str(usual[word.lower()].default))
         found["segmentation" if family.per_pixel else "classification"].append(f"{pattern!r} (such as {example!r})")
     return ", ".join(f"{' or '.join(names)} for {purpose}" for purpose, names in found.items() if names)
 

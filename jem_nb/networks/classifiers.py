@@ -6,7 +6,6 @@
 __all__ = ['EnergyNetwork', 'ConvNet', 'WideBlock', 'wide_groups', 'WideResNet']
 
 # %% ../../nbs/03_networks/02_classifiers.ipynb #96bd088e
-import torch
 from torch import Tensor, nn
 
 from ..core.messages import choice
