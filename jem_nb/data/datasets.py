@@ -77,7 +77,8 @@ def _load_eurosat(request: Request) -> tuple[ImageDataset, ImageDataset]:
     origin["pixels"] = asdict(PixelMeaning(metres=EUROSAT_METRES / request.image_size))
     whole = ImageDataset(request.name, images, labels, EUROSAT_CLASSES, RGB, origin)
     by_chance = request.split == "random"
-    return divide(whole, random_split(len(labels), request.seed) if by_chance else spatial_split(names, folder), request)
+    parts = random_split(len(labels), request.seed) if by_chance else spatial_split(names, folder)
+    return divide(whole, parts, request)
 
 # %% ../../nbs/02_data/15_datasets.ipynb #31797593
 VALIDATION_SHARE = 0.25  # of the pieces of ground
@@ -128,7 +129,7 @@ DATASETS = {
     **dict.fromkeys(BUILT_IN, DESCRIBED),
 }
 
-
+# %% ../../nbs/02_data/15_datasets.ipynb #d2934b81
 def find_source(name: str) -> Source:
     "The entry of a data set, one of `DATASETS` or described in a file; ValueError if there is no such data set."
     if name.endswith(".json"):
@@ -156,7 +157,8 @@ def _check(request: Request) -> None:
         raise ValueError(f"split {request.split!r} of {request.name}: expected {' or '.join(source.splits)}."
                          f"{did_you_mean(request.split, source.splits)}")
     if request.tile_size is not None and request.split != "blocks":
-        raise ValueError(f"tile_size {request.tile_size} of {request.name}: only aerial images are cut into tiles; expected None")
+        raise ValueError(f"tile_size {request.tile_size} of {request.name}: "
+                         "only aerial images are cut into tiles; expected None")
     for role, count in request.counts:
         if count is not None and index(count) < 1:
             raise ValueError(f"{role}_images {count}: expected 1 or more")
@@ -165,6 +167,27 @@ def _check(request: Request) -> None:
     if request.without and source.per_pixel:
         raise ValueError(f"without {', '.join(request.without)} of {request.name}: an image shows several classes; "
                          "expected none to leave out; a description (.json) can name fewer")
+
+# %% ../../nbs/02_data/15_datasets.ipynb #c4baceb1
+def _plain(chosen: ImageDataset) -> dict:  # JSON types
+    "What records and maps need to know of images whose loader says nothing of it."
+    pixels = hashlib.sha256(np.ascontiguousarray(chosen.images)).hexdigest()
+    origin = {"name": chosen.name, "source": "a loader of the user's", "official": False, "sha256": pixels}
+    return origin | {"pixels_sha256": pixels, "pixels": asdict(PixelMeaning())} | chosen.provenance
+
+
+def _documented(train: ImageDataset, validation: ImageDataset, request: Request) -> tuple[ImageDataset, ImageDataset]:
+    "Both sets, whose provenance says how they were chosen."
+    found = []
+    for (role, _), chosen in zip(request.counts, (train, validation)):
+        known = {"name", "pixels", "pixels_sha256"} <= chosen.provenance.keys()
+        details = {} if known else _plain(chosen)
+        details |= {"split": request.split, "role": role, "images": len(chosen)}
+        details |= {"image_size": request.image_size, "seed": request.seed}
+        details |= {"without_classes": list(request.without)} if request.without else {}
+        details |= class_percent(chosen) if chosen.segmentation else {}
+        found.append(replace(chosen, provenance=chosen.provenance | details))
+    return found[0], found[1]
 
 # %% ../../nbs/02_data/15_datasets.ipynb #81ba7d72
 def load_dataset(
@@ -187,24 +210,3 @@ def load_dataset(
                       tuple(without), tile_size, block_size, buffer, block_seed)
     _check(request)
     return _documented(*source.load(request), request)
-
-
-def _plain(chosen: ImageDataset) -> dict:  # JSON types
-    "What records and maps need to know of images whose loader says nothing of it."
-    pixels = hashlib.sha256(np.ascontiguousarray(chosen.images)).hexdigest()
-    origin = {"name": chosen.name, "source": "a loader of the user's", "official": False, "sha256": pixels}
-    return origin | {"pixels_sha256": pixels, "pixels": asdict(PixelMeaning())} | chosen.provenance
-
-
-def _documented(train: ImageDataset, validation: ImageDataset, request: Request) -> tuple[ImageDataset, ImageDataset]:
-    "Both sets, whose provenance says how they were chosen."
-    found = []
-    for (role, _), chosen in zip(request.counts, (train, validation)):
-        known = {"name", "pixels", "pixels_sha256"} <= chosen.provenance.keys()
-        details = {} if known else _plain(chosen)
-        details |= {"split": request.split, "role": role, "images": len(chosen)}
-        details |= {"image_size": request.image_size, "seed": request.seed}
-        details |= {"without_classes": list(request.without)} if request.without else {}
-        details |= class_percent(chosen) if chosen.segmentation else {}
-        found.append(replace(chosen, provenance=chosen.provenance | details))
-    return found[0], found[1]

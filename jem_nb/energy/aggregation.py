@@ -68,7 +68,7 @@ class Aggregation:
     whole_batch: bool = False  # in a loss it weighs all maps of a batch together, its function's argument `batch`
 
 
-TYPICAL_CORRELATION = 0.5  # of next neighbours in the energy maps of chains; only the scale of `effective` depends on it
+TYPICAL_CORRELATION = 0.5  # of next neighbours in the energy maps of chains; only the growth of `effective` needs it
 TYPICAL_SHARE = ((1 - TYPICAL_CORRELATION) / (1 + TYPICAL_CORRELATION)) ** 2
 AGGREGATIONS = {
     "sum": Aggregation(summed, growth=1.0),
@@ -83,8 +83,9 @@ AGGREGATIONS = {
 def aggregation_names() -> str:
     "What a name may be, for error texts."
     names = [f"{name}-{rule.parameter.upper()}" if rule.parameter else name for name, rule in AGGREGATIONS.items()]
-    examples = [f"{name}-{min(max(0.1, rule.low), rule.high):g}" for name, rule in AGGREGATIONS.items() if rule.parameter]
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r} (such as {', '.join(map(repr, examples[-1:]))})"
+    last, rule = [(name, rule) for name, rule in AGGREGATIONS.items() if rule.parameter][-1]
+    example = f"{last}-{min(max(0.1, rule.low), rule.high):g}"
+    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r} (such as {example!r})"
 
 
 def find_aggregation(name: str) -> tuple[Aggregation, dict[str, float]]:  # the entry, and its parameter by name
@@ -98,10 +99,11 @@ def find_aggregation(name: str) -> tuple[Aggregation, dict[str, float]]:  # the 
     except ValueError:
         raise ValueError(f"aggregation is {name!r}: expected {aggregation_names()}") from None
     if not rule.low <= value <= rule.high:
-        raise ValueError(f"aggregation is {name!r}: expected a number from {rule.low:g} to {rule.high:g} after {base!r}")
+        raise ValueError(f"aggregation is {name!r}: "
+                         f"expected a number from {rule.low:g} to {rule.high:g} after {base!r}")
     return rule, {rule.parameter: value}
 
-
+# %% ../../nbs/04_energy/03_aggregation.ipynb #b5c6c9e3
 def aggregation_rule(name: str) -> Callable[..., Tensor]:  # [B, H, W] -> [B]
     "The function of a rule, by its name."
     rule, parameter = find_aggregation(name)

@@ -61,7 +61,7 @@ def regularizer_names() -> tuple[str, ...]:
 
 
 def regularizer_terms(name: str) -> tuple[str, ...]:  # () for "none"
-    "The terms of a regulariser's name: `none`, one of `PENALTIES`, or several joined by `+`, in the order of the table."
+    "The terms of a regulariser's name: `none`, one of `PENALTIES`, or several joined by `+` in their order there."
     if name == "none":
         return ()
     terms = tuple(name.split("+"))
@@ -70,10 +70,11 @@ def regularizer_terms(name: str) -> tuple[str, ...]:  # () for "none"
         meant = f" Did you mean {'+'.join(ordered)!r}?"
         near = meant if set(ordered) == set(terms) else did_you_mean(name, regularizer_names())
         example = "+".join(list(PENALTIES)[:2])
-        raise ValueError(f"regularizer is {name!r}: expected {options} or a sum in this order such as {example!r}.{near}")
+        raise ValueError(f"regularizer is {name!r}: expected {options} "
+                         f"or a sum in this order such as {example!r}.{near}")
     return terms
 
-
+# %% ../../nbs/04_energy/08_regularizers.ipynb #63a9af1b
 def sides_with_gradient(name: str) -> tuple[str, ...]:  # some of "real" and "generated"
     "Whose images must require gradients."
     needed = {PENALTIES[term].side for term in regularizer_terms(name) if PENALTIES[term].needs_gradient}

@@ -18,7 +18,8 @@ from .layers import normalize_spectrum
 from .u_nets import UNet, WideResNetUNet
 
 # %% ../../nbs/03_networks/04_architectures.ipynb #f8f9d29a
-NETWORKS: dict[str, type[EnergyNetwork]] = {  # words in capitals are arguments of the class, numbers in a network's name
+# words in capitals are arguments of the class, and numbers in a network's name
+NETWORKS: dict[str, type[EnergyNetwork]] = {
     "convnet-WIDTH": ConvNet,
     "wrn-DEPTH-WIDTH": WideResNet,
     "unet-WIDTH": UNet,
@@ -36,7 +37,7 @@ def network_names() -> str:
         found["segmentation" if family.per_pixel else "classification"].append(f"{pattern!r} (such as {example!r})")
     return ", ".join(f"{' or '.join(names)} for {purpose}" for purpose, names in found.items() if names)
 
-
+# %% ../../nbs/03_networks/04_architectures.ipynb #df50c65d
 def find_family(name: str) -> tuple[type[EnergyNetwork], dict[str, int]]:
     "The class of a network and the numbers in its name; ValueError where there is none of that name."
     for pattern, family in NETWORKS.items():

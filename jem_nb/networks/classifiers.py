@@ -83,7 +83,8 @@ def wide_groups(depth: int, width: int, act, norm) -> list[list[nn.Module]]:
     "The residual blocks of a Wide-ResNet, in three groups at strides 1, 2 and 4."
     if depth < 10 or (depth - 4) % 6:
         nearest = 6 * max(1, round((depth - 4) / 6)) + 4
-        raise ValueError(f"Wide-ResNet depth is {depth}: expected 6n + 4 (10, 16, 22, 28, ...); {nearest} is the nearest")
+        raise ValueError(f"Wide-ResNet depth is {depth}: "
+                         f"expected 6n + 4 (10, 16, 22, 28, ...); {nearest} is the nearest")
     channels, groups = 16, []
     for outputs, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
         groups.append([])

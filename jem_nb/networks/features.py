@@ -19,7 +19,8 @@ def logits_and_features(
 ) -> tuple[Tensor, Tensor]:  # [B, K] and [B, D], with a graph where there is one
     "Logits, and what the last layer made them from."
     if not isinstance(network, EnergyNetwork) or network.per_pixel:
-        raise ValueError(f"network is a {type(network).__name__}: expected a classifier that has `embed` and `classify`, see EnergyNetwork")
+        raise ValueError(f"network is a {type(network).__name__}: "
+                         "expected a classifier that has `embed` and `classify`, see EnergyNetwork")
     features = network.embed(x)
     return network.classify(features), features
 
