@@ -144,7 +144,7 @@ def imported(path: Path, wing: str) -> list[str]:  # wing.room, each once
 def planted() -> list[str]:
     "Whether `wings` notices an import that goes up, from wing to wing and within a wing."
     copy, missed = copy_of_repository(), []
-    upward = (("core/paths.py", "from ..reporting.tables import ARMS"), ("core/paths.py", "from .files import locked"),
+    upward = (("core/paths.py", "from ..reporting.tables import arm_label"), ("core/paths.py", "from .files import locked"),
               ("data/tiles.py", "import jem_nb.maps.command"))
     for place, line in upward:
         before = (copy / "jem_nb" / place).read_text()
@@ -166,7 +166,9 @@ def table_of_contents() -> str:
     first = [nbs / f"{name}.ipynb" for name in ("index", "explore", "what_now")]
     parts = [("Begin here", first)]
     parts += [(folder.name.replace("_", " "), notebooks_in(folder)) for folder in sorted(nbs.glob("[0-9][0-9]_*/"))]
-    parts += [("Experiments", [path for path in sorted(nbs.glob("*.ipynb")) if path not in first])]
+    additions = sorted(nbs.glob("to_add_*.ipynb"))
+    parts += [("To add something", additions)]
+    parts += [("Experiments", [path for path in sorted(nbs.glob("*.ipynb")) if path not in first + additions])]
     lines = ["# Notebooks", "", "Wing by wing, in the order in which they import each other. "
              "Written by `python .ci/checks.py contents --write`."]
     for heading, paths in parts:

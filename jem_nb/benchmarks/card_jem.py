@@ -232,7 +232,8 @@ def noise_conditional_within(
 # %% ../../nbs/11_benchmarks/09_card_jem.ipynb #2f879f57
 def chains_within(seconds: float, preset: str, images: np.ndarray, labels: np.ndarray, validation: int, device: str, **fields) -> tuple[dict, Tensor]:
     "A JEM by chains, trained on all but the first `validation` images for so many seconds, or until it dies; and its chains."
-    from jem_nb.data.datasets import RGB, ImageDataset
+    from jem_nb.data.datasets import RGB
+    from jem_nb.data.image_dataset import ImageDataset
     from jem_nb.experiments.presets import make_config
     from jem_nb.experiments.run import build_trainer
     from jem_nb.training.callbacks import DivergenceWatch, History

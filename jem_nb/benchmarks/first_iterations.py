@@ -15,7 +15,7 @@ import torch
 from ..core.files import write_json
 from ..core.identity import run_id
 from ..core.process import one_thread
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..experiments.config import REVISION, RunConfig
 from ..experiments.cost_model import iteration_flop
 from ..experiments.provenance import versions

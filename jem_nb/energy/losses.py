@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..core.messages import choice
 from ..data.resize import IGNORED
 from .aggregation import AUTOCORRELATIONS, aggregation_rule, autocorrelation_mismatch, energies_of_sides
-from .aggregation import image_energy
+from .aggregation import image_energy, whole_batch
 from .energy import energy_of_logits
-from .regularizers import regularization, regularizer_terms
+from .regularizers import regularization, regularizer_terms, sides_with_gradient
 
 # %% ../../nbs/04_energy/09_losses.ipynb #cfca8c44
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ class Objective:
             batches["joint"] = joint_images
             sides = (("labelled", _known(labels, self.joint_weight)), ("joint", _known(joint_labels, self.joint_weight)))
         real = "real" if "real" in batches else "labelled"
-        if "g" in regularizer_terms(self.regularizer):
-            batches[real] = batches[real].detach().requires_grad_()
+        for side in sides_with_gradient(self.regularizer):
+            name = real if side == "real" else side
+            batches[name] = batches[name].detach().requires_grad_()
         logits = one_pass(network, batches)
 
         def share(name: str) -> float: return shares.get(name, 1.0)
@@ -94,8 +95,9 @@ class Objective:
         means = {}
         if self.marginal_weight:
             maps = {side: energy_of_logits(logits[name]) for side, name in (("real", real), ("generated", "generated"))}
-            if self.aggregation == "effective" and share(real) != 1:
-                raise ValueError(f"aggregation is 'effective' for a part of a batch (share {share(real):g}): it weights whole batches; process batches whole")
+            if share(real) != 1 and whole_batch(self.aggregation):
+                raise ValueError(f"aggregation is {self.aggregation!r} for a part of a batch (share {share(real):g}): "
+                                 "it weights whole batches; process batches whole")
             energies = dict(zip(maps, energies_of_sides(*maps.values(), self.aggregation)))
             means = {side: share(name) * energies[side].mean() for side, name in (("real", real), ("generated", "generated"))}
             losses = generation_losses(energies["real"], energies["generated"], self.generation_loss, self.energy_scale)
@@ -103,7 +105,8 @@ class Objective:
                 losses = losses[0], generated_weights * losses[1]
             terms["generation"] = self.marginal_weight * sum(share(name) * loss.mean() for name, loss in zip((real, "generated"), losses))
             terms["regularization"] = self.regularizer_weight * regularization(
-                self.regularizer, energies["real"], energies["generated"], batches[real], self.reduction, (share(real), share("generated")))
+                self.regularizer, energies["real"], energies["generated"], batches[real], self.reduction,
+                (share(real), share("generated")), batches["generated"])
             if self.autocorrelation_weight:
                 if share(real) != 1:
                     raise ValueError(f"autocorrelation_weight is {self.autocorrelation_weight} for a part of a batch (share {share(real):g}): it compares whole batches; process batches whole")

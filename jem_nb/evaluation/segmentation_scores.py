@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.files import five_digits
 from ..core.generators import named_generator
 from ..data.cache import Rows, chunks
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_pixels
 from ..energy.autocorrelation import correlogram
 from .evaluate import matrices_of_tiles

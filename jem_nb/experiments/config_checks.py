@@ -14,9 +14,12 @@ import torch
 
 from ..core.messages import choice, did_you_mean
 from ..data.datasets import has_maps, splits_of
+from ..energy.aggregation import whole_batch
+from ..energy.regularizers import PENALTIES, needs_gradient
 from ..evaluation.final_evaluations import PROBES
-from ..networks.architectures import check_size, is_segmentation, make_network
+from ..networks.architectures import find_family, is_segmentation, make_network
 from ..networks.precision import PRECISIONS
+from ..networks.u_nets import check_size
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #a423ed13
 def check_types(config: Any) -> None:  # of `07_experiments/07_config`, a RunConfig
@@ -88,8 +91,9 @@ def check_work(config: Any) -> None:  # of `07_experiments/07_config`, a RunConf
         for name, value in plain.items():
             if getattr(config, name) != value:
                 raise ValueError(f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected {value!r}")
-        if "g" in config.regularizer:
-            raise ValueError(f"regularizer is {config.regularizer!r} with loop 'reference': expected one without 'g'")
+        if needs_gradient(config.regularizer):
+            without = " or ".join(repr(name) for name, penalty in PENALTIES.items() if penalty.needs_gradient)
+            raise ValueError(f"regularizer is {config.regularizer!r} with loop 'reference': expected one without {without}")
     choice("loop", config.loop, {"one_pass": None, "reference": None})
     config.heed()
     if config.feedback != "none" and (config.joint_weight or not config.marginal_weight):
@@ -120,8 +124,10 @@ def check_ranks(config: Any) -> None:  # of `07_experiments/07_config`, a RunCon
     for name, value in alone.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r} with {config.ranks} ranks, which see a part of each batch: expected {value!r}, or ranks=1")
-    for name, values in (("normalization", ("batch",)), ("aggregation", ("effective",))):
-        if (value := getattr(config, name)) in values:
+    whole = {"normalization": config.normalization == "batch", "aggregation": whole_batch(config.aggregation)}
+    for name, needed in whole.items():
+        if needed:
+            value = getattr(config, name)
             raise ValueError(f"{name} is {value!r} with {config.ranks} ranks, which see a part of each batch: expected another one, or ranks=1")
     for name, value in (("batch_size", config.batch_size), ("chains of a batch", config.economy().chains(config.batch_size)), ("buffer_size", config.buffer_size)):
         if value % config.ranks:
@@ -139,9 +145,10 @@ def check_segmentation(config: Any) -> None:  # of `07_experiments/07_config`, a
         raise ValueError(f"network is {config.network!r} for dataset {config.dataset!r}, which has a label for {has}: expected a network for that, {expected}")
     others = {"aggregation": "sum", "dice_weight": 0.0, "autocorrelation_weight": 0.0, "tile_size": None}
     if maps:
-        check_size(torch.empty(0, 1, config.image_size, config.image_size))
+        check_size((config.image_size, config.image_size), find_family(config.network)[0].stride)
         others = {"joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass", "without_classes": (), "probes": (), "feedback": "none"}
-        others |= {"images_at_once": None} if config.dice_weight or config.autocorrelation_weight or config.aggregation == "effective" else {}
+        if config.dice_weight or config.autocorrelation_weight or whole_batch(config.aggregation):
+            others |= {"images_at_once": None}
     for name, value in others.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r} with network {config.network!r}, for {'segmentation' if maps else 'classification'}: expected {value!r}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.files import finite_or_none, five_digits
 from ..core.generators import named_generator
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..data.pictures import sample_sheet
 from ..data.pixel_values import to_pixels
 from ..energy.autocorrelation import correlogram_distance

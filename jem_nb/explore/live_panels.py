@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_pixels
 from ..energy.aggregation import energy_function
 from ..energy.energy import Energy

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_pixels
 from ..evaluation.evaluate import logits_of_batches
 from ..evaluation.landscape import energies_of, energy_landscape

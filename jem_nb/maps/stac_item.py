@@ -25,7 +25,6 @@ from ..experiments.trained_network import TrainedNetwork
 MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
-_ARCHITECTURES = {"ConvNet": "CNN", "WideResNet": "Wide ResNet", "UNet": "U-Net", "WideResNetUNet": "U-Net"}
 
 
 def _classes(trained: TrainedNetwork) -> list[dict]:
@@ -42,7 +41,8 @@ def model_properties(trained: TrainedNetwork) -> dict:  # JSON types, with the p
     task = "semantic-segmentation" if trained.segmentation else "scene-classification"
     axes = ["batch", "class"] + ["height", "width"] * trained.segmentation
     return {
-        "mlm:name": f"jem_nb {trained.config.network} {trained.run_id}", "mlm:architecture": _ARCHITECTURES[type(network).__name__], "mlm:tasks": [task],
+        "mlm:name": f"jem_nb {trained.config.network} {trained.run_id}",
+        "mlm:architecture": network.title or type(network).__name__, "mlm:tasks": [task],
         "mlm:framework": "PyTorch", "mlm:framework_version": version("torch").split("+")[0], "mlm:total_parameters": sum(weight.numel() for weight in network.parameters()),
         "mlm:pretrained": False, "mlm:pretrained_source": None,
         "mlm:input": [{

@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from ..energy.regularizers import regularizer_names
 from .stored_pictures import open_picture
 from .styles import STYLE, add_title, arm_style, new_panels
 from .survival import survival_curve
-from .tables import ARMS, arm_label, run_table
+from .tables import arm_label, run_table
 
 # %% ../../nbs/08_reporting/07_arm_figures.ipynb #0b25c425
 def _same(runs: pd.DataFrame, *columns: str) -> None:
@@ -32,7 +33,7 @@ def _same(runs: pd.DataFrame, *columns: str) -> None:
 
 def _ordered(runs: pd.DataFrame) -> pd.DataFrame:
     "Rows in the fixed order of arms, then by weight."
-    position = {arm: i for i, arm in enumerate(ARMS)}
+    position = {arm: i for i, arm in enumerate(regularizer_names())}
     return runs.sort_values(["arm", "weight"], key=lambda c: c.map(position) if c.name == "arm" else c, kind="stable")
 
 
