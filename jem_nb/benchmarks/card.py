@@ -28,7 +28,12 @@ def described(device: str) -> dict:
     found = {"torch": str(torch.__version__), "python": sys.version.split()[0]}
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        found |= {"card": properties.name, "gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        found |= {
+            "card": properties.name,
+            "gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
     return found
 
 
@@ -54,7 +59,10 @@ class Kept:
 # %% ../../nbs/11_benchmarks/10_card.ipynb #54da3f16
 def sheet(images: Tensor, columns: int, path: Path) -> None:  # uint8 [N, 3, H, W]
     "A picture of images in rows."
-    rows = [np.concatenate(list(images[start : start + columns].numpy()), axis=2) for start in range(0, len(images), columns)]
+    rows = [
+        np.concatenate(list(images[start : start + columns].numpy()), axis=2)
+        for start in range(0, len(images), columns)
+    ]
     Image.fromarray(np.concatenate(rows, axis=1).transpose(1, 2, 0)).save(path)
 
 
@@ -68,9 +76,17 @@ def speed(given: argparse.Namespace, kept: Kept) -> None:
     kept.ask("matrix rates", lambda: matrix_rates(given.device))
     for network, side in (("wrn-16-4", 32), ("wrn-16-4", 64), ("wrn-28-10", 32), ("wrn-28-10", 64)):
         ways = ("reference, tf32", "ours, tf32", "ours, bfloat16") if (network, side) == ("wrn-28-10", 64) else None
-        kept.ask(f"iterations {network} {side}", lambda n=network, s=side, w=ways: time_iterations(iteration_config(n, s), given.device, 3 if n == "wrn-16-4" else 2, *([w] if w else [])))
+        kept.ask(
+            f"iterations {network} {side}",
+            lambda n=network, s=side, w=ways: time_iterations(
+                iteration_config(n, s), given.device, 3 if n == "wrn-16-4" else 2, *([w] if w else [])
+            ),
+        )
     for network, side in (("wrn-16-4", 32), ("wrn-16-4", 64), ("wrn-28-10", 64)):
-        kept.ask(f"gradients {network} {side}", lambda n=network, s=side: time_gradients(n, s, given.device, compiled=(n, s) == ("wrn-16-4", 32)))
+        kept.ask(
+            f"gradients {network} {side}",
+            lambda n=network, s=side: time_gradients(n, s, given.device, compiled=(n, s) == ("wrn-16-4", 32)),
+        )
     for network in ("unet-16", "unet-32", "wrn-10-1-unet"):
         kept.ask(f"maps {network}", lambda n=network: time_maps(n, given.device))
 
@@ -78,11 +94,24 @@ def speed(given: argparse.Namespace, kept: Kept) -> None:
 def chains(given: argparse.Namespace, kept: Kept) -> None:
     "Part 3: JEMs by chains on the images of the first part."
     images, labels = read_parts(given.images, given.side)
-    fields = {"network": given.network, "steps": 20, "batch_size": 64, "buffer_size": 10000, "learning_rate": given.rate, "precision": given.precision}
+    fields = {
+        "network": given.network,
+        "steps": 20,
+        "batch_size": 64,
+        "buffer_size": 10000,
+        "learning_rate": given.rate,
+        "precision": given.precision,
+    }
     for preset in given.presets.split(","):
         def task(preset: str = preset) -> dict:
-            found, walked = chains_within(given.seconds, preset, images, labels, given.validation, given.device, **fields)
-            sheet(((walked[:64].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8), 8, given.folder / f"chains-{preset}.png")
+            found, walked = chains_within(
+                given.seconds, preset, images, labels, given.validation, given.device, **fields
+            )
+            sheet(
+                ((walked[:64].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8),
+                8,
+                given.folder / f"chains-{preset}.png",
+            )
             return found
         kept.ask(f"{preset} {given.side}", task)
 
@@ -94,10 +123,26 @@ def noise_conditional(given: argparse.Namespace, kept: Kept) -> None:
 
     def task() -> dict:
         found, average, samples = noise_conditional_within(
-            given.seconds, images, labels, given.validation, given.device, given.seed, channels, given.patch, Recipe(batch_size=given.batch), given.precision,
-            lambda line: print(json.dumps(line), flush=True), not given.no_graph, given.channels_last)
+            given.seconds,
+            images,
+            labels,
+            given.validation,
+            given.device,
+            given.seed,
+            channels,
+            given.patch,
+            Recipe(batch_size=given.batch),
+            given.precision,
+            lambda line: print(json.dumps(line), flush=True),
+            not given.no_graph,
+            given.channels_last,
+        )
         # a row a class; eight of each guidance beside each other
-        sheet(torch.cat([drawn.unflatten(0, (10, 8)) for drawn in samples.values()], dim=1).flatten(0, 1), 8 * len(samples), given.folder / f"{given.side}.png")
+        sheet(
+            torch.cat([drawn.unflatten(0, (10, 8)) for drawn in samples.values()], dim=1).flatten(0, 1),
+            8 * len(samples),
+            given.folder / f"{given.side}.png",
+        )
         state = {name: tensor.half() for name, tensor in average.state_dict().items()}
         torch.save(state, given.folder / f"{given.side}-weights.pt")
         return found | {"channels": channels, "patch": given.patch, "training_images": len(images) - given.validation}
@@ -111,7 +156,11 @@ def noise_conditional_speed(given: argparse.Namespace, kept: Kept) -> None:
     for precision in ("float32", "bfloat16"):
         for channels_last in (False, True):
             for graph in ((False, True) if torch.device(given.device).type == "cuda" else (False,)):
-                name = f"{'tf32' if precision == 'float32' else precision}, channels {'last' if channels_last else 'first'}" + ", graph" * graph
+                name = (
+                    f"{'tf32' if precision == 'float32' else precision}, channels "
+                    f"{'last' if channels_last else 'first'}"
+                    + ", graph" * graph
+                )
                 kept.ask(name, lambda p=precision, c=channels_last, g=graph: time_score_matching(
                     images, labels, given.device, channels, given.patch, p, c, g, Recipe(batch_size=given.batch)))
 
@@ -119,7 +168,13 @@ def noise_conditional_speed(given: argparse.Namespace, kept: Kept) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     "`python -m jem_nb.benchmarks.card PART FOLDER`."
     parser = argparse.ArgumentParser("jem_nb.card", description="What a graphics card shows of jem_nb.")
-    parts = {"check": check, "speed": speed, "chains": chains, "noise-conditional": noise_conditional, "noise-conditional-speed": noise_conditional_speed}
+    parts = {
+        "check": check,
+        "speed": speed,
+        "chains": chains,
+        "noise-conditional": noise_conditional,
+        "noise-conditional-speed": noise_conditional_speed,
+    }
     parser.add_argument("part", choices=parts)
     parser.add_argument("folder", type=Path, help="where everything is written")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

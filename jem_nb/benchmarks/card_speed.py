@@ -33,7 +33,9 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_each(task: Callable[[], object], device: str, repeats: int = 3, warm: int = 1) -> list[float]:  # wall seconds
+def seconds_each(
+    task: Callable[[], object], device: str, repeats: int = 3, warm: int = 1
+) -> list[float]:  # wall seconds
     "Time a task, one call after the other, after some that are not counted."
     seconds = []
     for repeat in range(warm + repeats):
@@ -58,7 +60,11 @@ def peak_gib(device: str) -> float:  # of memory since the last call, 0 on the C
 def matrix_rates(device: str, size: int = 8192) -> dict[str, float]:  # TFLOP/s by precision
     "What the card reaches in products alone."
     rates = {}
-    for name, dtype, exact in (("float32", torch.float32, True), ("tf32", torch.float32, False), ("bfloat16", torch.bfloat16, True)):
+    for name, dtype, exact in (
+        ("float32", torch.float32, True),
+        ("tf32", torch.float32, False),
+        ("bfloat16", torch.bfloat16, True),
+    ):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         with exact_products(exact):
             rates[name] = 2 * size**3 / min(seconds_each(lambda a=a, b=b: a @ b, device, 5, 2)) / 1e12
@@ -80,7 +86,9 @@ def iteration_config(network: str, side: int, **fields) -> RunConfig:
     return make_config("cpu", "eurosat", network=network, image_size=side, **common | fields)
 
 
-def time_iterations(config: RunConfig, device: str, repeats: int = 3, ways: tuple[str, ...] = tuple(WAYS)) -> dict[str, dict]:  # by way
+def time_iterations(
+    config: RunConfig, device: str, repeats: int = 3, ways: tuple[str, ...] = tuple(WAYS)
+) -> dict[str, dict]:  # by way
     "Seconds of an iteration, its memory, and the arithmetic that a second holds."
     found, data = {}, random_images(max(256, config.batch_size), config.image_size)
     for way in ways:
@@ -92,7 +100,12 @@ def time_iterations(config: RunConfig, device: str, repeats: int = 3, ways: tupl
         with exact_products(exact):
             seconds = seconds_each(lambda trainer=trainer, batch=batch: trainer.step(*batch, 0), device, repeats)
         flop = iteration_flop(chosen)
-        found[way] = {"seconds": seconds, "peak_gib": peak_gib(device), "tflop": flop / 1e12, "tflop_per_second": flop / min(seconds) / 1e12}
+        found[way] = {
+            "seconds": seconds,
+            "peak_gib": peak_gib(device),
+            "tflop": flop / 1e12,
+            "tflop_per_second": flop / min(seconds) / 1e12,
+        }
     return found
 
 # %% ../../nbs/11_benchmarks/08_card_speed.ipynb #fdfcea7d
@@ -114,35 +127,49 @@ def _captured(gradient: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], T
     return replay
 
 
-def gradient_ways(network: str, side: int, batch: int, device: str, compiled: bool) -> dict[str, Callable[[], Callable[[], Tensor]]]:
+def gradient_ways(
+    network: str, side: int, batch: int, device: str, compiled: bool
+) -> dict[str, Callable[[], Callable[[], Tensor]]]:
     "What makes each way ready; what that returns computes the gradient."
     def parts(layout: torch.memory_format) -> tuple[nn.Module, Tensor]:
         built = build_network(network, 3, 10, named_generator(0, "weights")).to(device, memory_format=layout)
         x = torch.rand(batch, 3, side, side, generator=named_generator(0, "images")).to(device, memory_format=layout)
         return built.requires_grad_(False), x
 
-    def way(layout: torch.memory_format, precision: str, compile_it: bool = False, graph: bool = False, tried: bool = False) -> Callable[[], Tensor]:
+    def way(
+        layout: torch.memory_format, precision: str, compile_it: bool = False, graph: bool = False, tried: bool = False
+    ) -> Callable[[], Tensor]:
         built, x = parts(layout)
         energy = energy_function(torch.compile(built) if compile_it else built)
 
         def gradient(x: Tensor) -> Tensor:
-            with working_precision(device, precision), torch.backends.cudnn.flags(enabled=True, benchmark=tried, allow_tf32=True):
+            with (
+                working_precision(device, precision),
+                torch.backends.cudnn.flags(enabled=True, benchmark=tried, allow_tf32=True),
+            ):
                 return energy_gradient(x, [energy])
         return _captured(gradient, x) if graph else lambda: gradient(x)
     first, last = torch.contiguous_format, torch.channels_last
     ways = {
-        "tf32, channels first": lambda: way(first, "float32"), "tf32, channels last": lambda: way(last, "float32"),
-        "bfloat16, channels first": lambda: way(first, "bfloat16"), "bfloat16, channels last": lambda: way(last, "bfloat16"),
+        "tf32, channels first": lambda: way(first, "float32"),
+        "tf32, channels last": lambda: way(last, "float32"),
+        "bfloat16, channels first": lambda: way(first, "bfloat16"),
+        "bfloat16, channels last": lambda: way(last, "bfloat16"),
     }
     if torch.device(device).type == "cuda":
-        ways |= {f"{precision}, channels last, graph": lambda p=name: way(last, p, graph=True) for precision, name in (("tf32", "float32"), ("bfloat16", "bfloat16"))}
+        ways |= {
+            f"{precision}, channels last, graph": lambda p=name: way(last, p, graph=True)
+            for precision, name in (("tf32", "float32"), ("bfloat16", "bfloat16"))
+        }
         ways["bfloat16, channels last, tried by cuDNN"] = lambda: way(last, "bfloat16", tried=True)
     if compiled:
         ways["bfloat16, channels last, compiled"] = lambda: way(last, "bfloat16", compile_it=True)
     return ways
 
 # %% ../../nbs/11_benchmarks/08_card_speed.ipynb #39f74850
-def time_gradients(network: str, side: int, device: str, batch: int = 64, compiled: bool = False, repeats: int = 5) -> dict[str, dict]:
+def time_gradients(
+    network: str, side: int, device: str, batch: int = 64, compiled: bool = False, repeats: int = 5
+) -> dict[str, dict]:
     "Seconds of one gradient by way, each guarded; and of what had to be done before."
     found: dict[str, dict] = {}
     with exact_products(False):
@@ -152,7 +179,10 @@ def time_gradients(network: str, side: int, device: str, batch: int = 64, compil
                 task = ready()
                 task()
                 wait_for(device)
-                found[name] = {"seconds_to_prepare": time.perf_counter() - began, "seconds": seconds_each(task, device, repeats, 2)}
+                found[name] = {
+                    "seconds_to_prepare": time.perf_counter() - began,
+                    "seconds": seconds_each(task, device, repeats, 2),
+                }
             except Exception as error:  # of any kind: the others are timed too
                 found[name] = {"error": f"{type(error).__name__}: {str(error)[-300:]}"}
     return found
@@ -161,10 +191,20 @@ def time_gradients(network: str, side: int, device: str, batch: int = 64, compil
 def time_maps(network: str, device: str, side: int = 1024, repeats: int = 5) -> dict[str, float]:  # megapixels a second
     "What a card maps in a second."
     from jem_nb.maps.windows import map_layers
-    model = build_network(network, 4, 6, named_generator(0, "weights")).to(device, memory_format=torch.channels_last).requires_grad_(False)
-    there, here = torch.zeros(1, 4, side, side, device=device).contiguous(memory_format=torch.channels_last), torch.zeros(1, 4, side, side)
+
+    model = (
+        build_network(network, 4, 6, named_generator(0, "weights"))
+        .to(device, memory_format=torch.channels_last)
+        .requires_grad_(False)
+    )
+    there, here = (
+        torch.zeros(1, 4, side, side, device=device).contiguous(memory_format=torch.channels_last),
+        torch.zeros(1, 4, side, side),
+    )
     megapixels, data = side**2 / 1e6, np.ones((side, side), bool)
     with torch.no_grad(), exact_products(False):
         alone = min(seconds_each(lambda: model(there), device, repeats, 2))
-        whole = min(seconds_each(lambda: map_layers(model(here.to(device)).float().cpu()[0], data, 0.0), device, repeats, 2))
+        whole = min(
+            seconds_each(lambda: map_layers(model(here.to(device)).float().cpu()[0], data, 0.0), device, repeats, 2)
+        )
     return {"network alone": megapixels / alone, "with transfer and layers": megapixels / whole}

@@ -37,14 +37,20 @@ from ..maps.write_map import write_map
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #94000005
 @contextmanager
 def local_cluster(workers: int) -> Iterator[LocalCluster]:
-    "A cluster on this machine whose workers have computed a run or two, so that nothing is imported while time is taken."
+    """A cluster on this machine whose workers have computed a run or two, so that nothing is imported while time is
+    taken."""
     made = LocalCluster(workers)
     try:
         made.wait()
         with cluster(made.address) as client:
             client.run(__import__, "jem_nb.experiments.sweep")
         with tempfile.TemporaryDirectory() as root:
-            sweep([replace(sweep_configs(1, 1)[0], seed=10_000 + number, epochs=1) for number in range(2 * workers)], "warm", root, scheduler=made.address)
+            sweep(
+                [replace(sweep_configs(1, 1)[0], seed=10_000 + number, epochs=1) for number in range(2 * workers)],
+                "warm",
+                root,
+                scheduler=made.address,
+            )
         yield made
     finally:
         made.end()
@@ -59,7 +65,10 @@ def replace_worker(made: LocalCluster) -> None:
 def sweep_configs(runs: int, epochs: int, size: int = 16) -> list[RunConfig]:
     "Small runs of different lengths: from `epochs` to twice as many."
     base = make_config("stable", "scenes", image_size=size, train_images=320, validation_images=100)
-    return [replace(base, seed=seed, epochs=epochs + epochs * seed // max(1, runs - 1), evaluate_every=100) for seed in range(runs)]
+    return [
+        replace(base, seed=seed, epochs=epochs + epochs * seed // max(1, runs - 1), evaluate_every=100)
+        for seed in range(runs)
+    ]
 
 
 def _wall_seconds(config: RunConfig, root: Path) -> float:
@@ -68,7 +77,9 @@ def _wall_seconds(config: RunConfig, root: Path) -> float:
     return (folder / "result.json").stat().st_mtime - (folder / "config.json").stat().st_mtime
 
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #1c83ee9c
-def time_sweep_on(made: LocalCluster, configs: Sequence[RunConfig], kill_after: float | None = None) -> dict:  # JSON types
+def time_sweep_on(
+    made: LocalCluster, configs: Sequence[RunConfig], kill_after: float | None = None
+) -> dict:  # JSON types
     "Wall seconds of a sweep on a cluster, and of its runs; optionally one worker is killed after a while."
     made.wait()
     killer = threading.Timer(kill_after or 0.0, replace_worker, [made])
@@ -77,7 +88,12 @@ def time_sweep_on(made: LocalCluster, configs: Sequence[RunConfig], kill_after: 
         if kill_after is not None:
             killer.start()
         sweep(configs, "timed", root, scheduler=made.address)
-        found = {"workers": len(made.workers), "wall": time.perf_counter() - began, "runs": [_wall_seconds(config, Path(root)) for config in configs], "killed_after": kill_after}
+        found = {
+            "workers": len(made.workers),
+            "wall": time.perf_counter() - began,
+            "runs": [_wall_seconds(config, Path(root)) for config in configs],
+            "killed_after": kill_after,
+        }
     if kill_after is not None:
         killer.join()
     return found
@@ -105,7 +121,8 @@ def time_dispatch(made: LocalCluster, tasks: int = 1000) -> float:
 
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #94000016
 def time_sweeps(runs: int = 12, epochs: int = 20, repeats: int = 3) -> dict[str, list]:  # JSON types
-    "One and two workers, two of which one is killed, runs that do next to nothing, a worker's start, and the scheduler alone; each several times."
+    """One and two workers, two of which one is killed, runs that do next to nothing, a worker's start, and the
+    scheduler alone; each several times."""
     configs = sweep_configs(runs, epochs)
     with local_cluster(1) as made:
         found = {"one": [time_sweep_on(made, configs) for _ in range(repeats)]}
@@ -114,22 +131,39 @@ def time_sweeps(runs: int = 12, epochs: int = 20, repeats: int = 3) -> dict[str,
         found["tiny"] = [time_sweep_on(made, [replace(config, epochs=1) for config in configs]) for _ in range(repeats)]
         found["dispatch"] = [time_dispatch(made) for _ in range(repeats)]
         found["start"] = [time_start(made) for _ in range(repeats)]
-        found["killed"] = [time_sweep_on(made, configs, kill_after=undisturbed["wall"] / 3) for undisturbed in found["two"]]
+        found["killed"] = [
+            time_sweep_on(made, configs, kill_after=undisturbed["wall"] / 3) for undisturbed in found["two"]
+        ]
     return found
 
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #94000009
 def _trained_network(network: str, folder: Path) -> Path:  # its weights
-    config = replace(make_config("smoke", "scene_maps"), network=network, image_size=32, epochs=1, train_images=160, **STABLE_MAPS)
+    config = replace(
+        make_config("smoke", "scene_maps"), network=network, image_size=32, epochs=1, train_images=160, **STABLE_MAPS
+    )
     run(config, "maps", folder)
     return run_folder("maps", config.run_id, folder) / "weights.safetensors"
 
 
 def _scene_raster(side: int, path: Path) -> int:  # its bytes in memory
     images = make_scenes(256, 32, seed=1)[0]
-    block = np.concatenate([np.concatenate(list(images[first : first + 16]), 2) for first in range(0, 256, 16)], 1)  # 512 x 512
+    # 512 x 512
+    block = np.concatenate([np.concatenate(list(images[first : first + 16]), 2) for first in range(0, 256, 16)], 1)
     pixels = np.tile(block, (1, -(-side // 512), -(-side // 512)))[:, :side, :side]
-    with rasterio.open(path, "w", driver="GTiff", count=4, height=side, width=side, dtype="uint8", crs="EPSG:32632", transform=from_origin(565_000, 5_935_000, 20, 20),
-                       tiled=True, compress="deflate", photometric="MINISBLACK") as file:
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=4,
+        height=side,
+        width=side,
+        dtype="uint8",
+        crs="EPSG:32632",
+        transform=from_origin(565_000, 5_935_000, 20, 20),
+        tiled=True,
+        compress="deflate",
+        photometric="MINISBLACK",
+    ) as file:
         file.write(pixels)
     return pixels.nbytes
 
@@ -154,7 +188,14 @@ def time_map(network: str, side: int = 2500, window: int | None = None, repeats:
             began = time.perf_counter()
             write_map(weights, raster, path, window, progress=False)
             seconds.append(time.perf_counter() - began)
-        return {"network": network, "pixels": side**2, "seconds": seconds, "network_seconds": alone, "bytes": path.stat().st_size, "raster_bytes": raster_bytes}
+        return {
+            "network": network,
+            "pixels": side**2,
+            "seconds": seconds,
+            "network_seconds": alone,
+            "bytes": path.stat().st_size,
+            "raster_bytes": raster_bytes,
+        }
 
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #94000012
 def _noise_images(shape: tuple[int, int, int, int], path: Path) -> None:
@@ -168,15 +209,19 @@ def _noise_images(shape: tuple[int, int, int, int], path: Path) -> None:
 
 
 def _rows_from_disk(path: Path) -> Rows:
-    "A file's images, none of which is in memory; nobody else may have mapped it, or the system keeps what that one sees."
+    """A file's images, none of which is in memory; nobody else may have mapped it, or the system keeps what that one
+    sees."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     images = np.load(path, mmap_mode="r")
     return Rows(images, np.arange(len(images)))
 
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #67c1fce9
-def time_reading(images: int = 4000, bands: int = 12, side: int = 120, batch_size: int = 64, repeats: int = 3) -> dict:  # JSON types
-    "Seconds of an epoch in shuffled order: from the disk as they lie, and as batches, from memory where the system keeps them."
+def time_reading(
+    images: int = 4000, bands: int = 12, side: int = 120, batch_size: int = 64, repeats: int = 3
+) -> dict:  # JSON types
+    """Seconds of an epoch in shuffled order: from the disk as they lie, and as batches, from memory where the system
+    keeps them."""
     reading, batches = [], []
     with tempfile.TemporaryDirectory() as name, one_thread():
         path = Path(name) / "images.npy"
@@ -192,4 +237,9 @@ def time_reading(images: int = 4000, bands: int = 12, side: int = 120, batch_siz
                 pass
             batches.append(time.perf_counter() - began)
             del rows
-    return {"images": images, "bytes": images * bands * side * side, "reading_seconds": reading, "batches_seconds": batches}
+    return {
+        "images": images,
+        "bytes": images * bands * side * side,
+        "reading_seconds": reading,
+        "batches_seconds": batches,
+    }

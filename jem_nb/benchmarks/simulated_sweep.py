@@ -20,7 +20,8 @@ class Workers:
     number: int
     failures_per_hour: float = 0.0  # of each worker, at any moment alike
     repair: float = 60.0  # seconds until one that failed is back
-    overhead: float = 0.0  # seconds of a worker for each start of a run, beside its own time: loading, and sending what was found
+    # seconds of a worker for each start of a run, beside its own time: loading, and sending what was found
+    overhead: float = 0.0
     dispatch: float = 0.0  # seconds of the scheduler for each start, which it makes one after the other
     checkpoint_every: float | None = None  # seconds of work that a failure may cost; None: all that a run has done
 
@@ -29,15 +30,22 @@ class Workers:
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least {low}")
         if self.checkpoint_every is not None and not self.checkpoint_every > 0:
-            raise ValueError(f"checkpoint_every is {self.checkpoint_every}: expected more than 0, or None for no checkpoints")
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}: expected more than 0, or None for no checkpoints"
+            )
 
 # %% ../../nbs/11_benchmarks/05_simulated_sweep.ipynb #93000012
 def simulate_sweep(
     seconds: Sequence[float],  # of each run, undisturbed
     workers: Workers,
     generator: np.random.Generator,  # of failures
-    killed: dict[int, float] | None = None,  # workers, counted from 0, each of which fails at this moment too, in seconds; one that has no run then loses nothing
-) -> dict[str, float]:  # makespan in seconds; efficiency: share of the workers' time that went into runs and was not lost; failures
+    killed: dict[int, float]
+    # workers, counted from 0, each of which fails at this moment too, in seconds; one that has no run then loses
+    # nothing
+    | None = None,
+) -> dict[
+    str, float
+]:  # makespan in seconds; efficiency: share of the workers' time that went into runs and was not lost; failures
     "How a sweep goes, from its first run to the end of its last."
     rate, killed = workers.failures_per_hour / 3600, killed or {}
     waiting = sorted(-time for time in seconds)  # a heap of work left, the longest first

@@ -17,15 +17,30 @@ from matplotlib.figure import Figure
 from .iteration_time import growth_exponent, ratio_with_spread
 from ..reporting.styles import STYLE, add_title, new_panels
 
-VARIANT_COLORS = {"reference": "#000000", "float32": "#0072B2", "float32, 32 at once": "#56B4E9", "bfloat16": "#E69F00", "bfloat16, 64 at once": "#B07A00"}
-PART_COLORS = {"chain": "#0072B2", "training pass": "#56B4E9", "optimizer": "#009E73", "buffer": "#E69F00", "data": "#D55E00", "bookkeeping": "#999999"}
+VARIANT_COLORS = {
+    "reference": "#000000",
+    "float32": "#0072B2",
+    "float32, 32 at once": "#56B4E9",
+    "bfloat16": "#E69F00",
+    "bfloat16, 64 at once": "#B07A00",
+}
+PART_COLORS = {
+    "chain": "#0072B2",
+    "training pass": "#56B4E9",
+    "optimizer": "#009E73",
+    "buffer": "#E69F00",
+    "data": "#D55E00",
+    "bookkeeping": "#999999",
+}
 PRECISION_COLORS = {"float32": "#0072B2", "bfloat16": "#E69F00"}
 
 # %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #3cfd6823
 @plt.rc_context(STYLE)
 def plot_ratios(
     iterations: Mapping[str, Mapping[str, Sequence[float]]],  # seconds of pairs by network and variant
-    yardsticks: Mapping[str, float],  # by network, the ratio at which all arithmetic would run at the rate of matrix products
+    yardsticks: Mapping[
+        str, float
+    ],  # by network, the ratio at which all arithmetic would run at the rate of matrix products
     ours: str,  # the variant that the title speaks of
 ) -> Figure:
     "How many times faster than the reference loop each variant is; whiskers span all pairs."
@@ -33,7 +48,14 @@ def plot_ratios(
     for (network, seconds), panel in zip(iterations.items(), axes[0]):
         names = [name for name in seconds if name != "reference"][::-1]
         ratios = np.array([ratio_with_spread(seconds["reference"], seconds[name]) for name in names])
-        panel.barh(names, ratios[:, 0], xerr=np.abs(ratios[:, 1:].T - ratios[:, 0]), color=[VARIANT_COLORS[name] for name in names], capsize=2, error_kw={"linewidth": 0.8})
+        panel.barh(
+            names,
+            ratios[:, 0],
+            xerr=np.abs(ratios[:, 1:].T - ratios[:, 0]),
+            color=[VARIANT_COLORS[name] for name in names],
+            capsize=2,
+            error_kw={"linewidth": 0.8},
+        )
         for row, ratio in enumerate(ratios[:, 0]):
             panel.text(0.05, row, f"{ratio:.2f}x", color="white", va="center", fontweight="bold")
         panel.axvline(1, color="0.3", lw=0.8, ls="--")
@@ -41,7 +63,11 @@ def plot_ratios(
         panel.text(yardsticks[network], len(names) - 0.45, "products", color="#D55E00", ha="center", va="bottom")
         panel.set(xlabel="times the reference's speed", title=f"{network}\n", xlim=(0, 1.08 * max(yardsticks.values())))
     best = [ratio_with_spread(seconds["reference"], seconds[ours])[0] for seconds in iterations.values()]
-    add_title(figure, f"Ours is {min(best):.1f} to {max(best):.1f} times as fast as the reference loop for the same arithmetic; the line is all of it at the rate of matrix products")
+    add_title(
+        figure,
+        f"Ours is {min(best):.1f} to {max(best):.1f} times as fast as the reference loop for the same arithmetic; the "
+        "line is all of it at the rate of matrix products",
+    )
     return figure
 
 # %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #39f689db
@@ -74,8 +100,18 @@ def plot_growth(
     figure, axes = new_panels(2, len(quantities), (2.4 * len(quantities), 4), sharex="col", sharey="row")
     for column, quantity in enumerate(quantities):
         rows = growth[growth["quantity"] == quantity]
-        for panel, name, unit in ((axes[0, column], "seconds", "seconds an iteration"), (axes[1, column], "mebibytes", "memory of an iteration (MiB)")):
-            panel.loglog(rows["value"], rows[name], "o", color="#0072B2", markersize=4, label=f"measured, power {growth_exponent(rows['value'], rows[name]):.2f}")
+        for panel, name, unit in (
+            (axes[0, column], "seconds", "seconds an iteration"),
+            (axes[1, column], "mebibytes", "memory of an iteration (MiB)"),
+        ):
+            panel.loglog(
+                rows["value"],
+                rows[name],
+                "o",
+                color="#0072B2",
+                markersize=4,
+                label=f"measured, power {growth_exponent(rows['value'], rows[name]):.2f}",
+            )
             if name == "seconds":
                 panel.loglog(rows["value"], rows["predicted"], "-", color="#D55E00", lw=1, label="cost model")
             panel.legend(loc="upper left")
@@ -85,7 +121,11 @@ def plot_growth(
                 panel.set_ylabel(unit)
         axes[1, column].set_xlabel(quantity.replace("_", " "))
     power = {quantity: growth_exponent(rows["value"], rows["seconds"]) for quantity, rows in growth.groupby("quantity")}
-    add_title(figure, "Time grows with " + ", ".join(f"{quantity.replace('_', ' ')}^{power[quantity]:.1f}" for quantity in quantities))
+    add_title(
+        figure,
+        "Time grows with "
+        + ", ".join(f"{quantity.replace('_', ' ')}^{power[quantity]:.1f}" for quantity in quantities),
+    )
     return figure
 
 # %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #dc8f31bc
@@ -118,12 +158,20 @@ def plot_precision(
     for name, panel in zip(("energy", "gradient"), axes[0]):
         for precision, rows in errors.groupby("precision", sort=False):
             rows = rows.sort_values("layers")
-            panel.semilogy(rows["layers"], 100 * rows[name], "o-", color=PRECISION_COLORS[precision], markersize=4, label=precision)
-        panel.set(xlabel="layers", title={"energy": "energies, without their mean", "gradient": "chain gradients"}[name])
+            panel.semilogy(
+                rows["layers"], 100 * rows[name], "o-", color=PRECISION_COLORS[precision], markersize=4, label=precision
+            )
+        panel.set(
+            xlabel="layers", title={"energy": "energies, without their mean", "gradient": "chain gradients"}[name]
+        )
     axes[0, 0].set_ylabel("error against float64 (%)")
     axes[0, 1].legend()
     worst = 100 * errors.groupby("precision")["gradient"].max()
-    add_title(figure, f"Chain gradients are off by at most {worst['float32']:.1g} % in float32, {worst['bfloat16']:.2g} % in bfloat16")
+    add_title(
+        figure,
+        f"Chain gradients are off by at most {worst['float32']:.1g} % in float32, "
+        f"{worst['bfloat16']:.2g} % in bfloat16",
+    )
     return figure
 
 # %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #641aed7e
@@ -142,32 +190,58 @@ def _seconds_axis(panel: plt.Axes, label: str) -> None:
 @plt.rc_context(STYLE)
 def plot_quality(
     runs: pd.DataFrame,  # one row a run: recipe, seed, reached, seconds, seconds_accurate; in the order of recipes
-    curves: Mapping[str, Sequence[pd.DataFrame]],  # by recipe, each run's evaluations: seconds, accuracy, sample_distance
+    curves: Mapping[
+        str, Sequence[pd.DataFrame]
+    ],  # by recipe, each run's evaluations: seconds, accuracy, sample_distance
     accuracy: float,  # percent, the goal
     distance: float,  # the goal, squared pixel range
 ) -> Figure:
     "Accuracy and distance of samples against seconds spent, every run a line; and where each run met the goal."
     colors = dict(zip(curves, RECIPE_COLORS))
     figure, axes = new_panels(1, 3, (10, 3.1))
-    for panel, name, goal, label in ((axes[0, 0], "accuracy", accuracy, "validation accuracy (%)"), (axes[0, 1], "sample_distance", distance, "distance of samples (squared pixel range)")):
+    for panel, name, goal, label in (
+        (axes[0, 0], "accuracy", accuracy, "validation accuracy (%)"),
+        (axes[0, 1], "sample_distance", distance, "distance of samples (squared pixel range)"),
+    ):
         for recipe, runs_of_it in curves.items():
             for number, evaluations in enumerate(runs_of_it):
-                panel.plot(evaluations["seconds"], evaluations[name], color=colors[recipe], lw=0.8, label=recipe if number == 0 else None)
+                panel.plot(
+                    evaluations["seconds"],
+                    evaluations[name],
+                    color=colors[recipe],
+                    lw=0.8,
+                    label=recipe if number == 0 else None,
+                )
         panel.axhline(goal, color="0.4", lw=0.8, ls="--")
         panel.set_ylabel(label)
         _seconds_axis(panel, "seconds of one core")
-    medians = runs.groupby("recipe", sort=False)["seconds"].agg(lambda values: values.fillna(np.inf).median())  # over all runs
+    # over all runs
+    medians = runs.groupby("recipe", sort=False)["seconds"].agg(lambda values: values.fillna(np.inf).median())
     for row, recipe in enumerate(curves):
         some = runs[runs["recipe"] == recipe]
         axes[0, 2].plot(some["seconds"], np.full(len(some), row), "o", color=colors[recipe], markersize=4)
         if np.isfinite(medians[recipe]):
             axes[0, 2].plot([medians[recipe]] * 2, [row - 0.3, row + 0.3], color=colors[recipe], lw=1.5)
     _seconds_axis(axes[0, 2], "seconds of one core to the goal")
-    axes[0, 2].set(yticks=range(len(curves)), yticklabels=[f"{recipe}, {runs[runs['recipe'] == recipe]['reached'].sum()} of {(runs['recipe'] == recipe).sum()}" for recipe in curves])
+    axes[0, 2].set(
+        yticks=range(len(curves)),
+        yticklabels=[
+            f"{recipe}, {runs[runs['recipe'] == recipe]['reached'].sum()} of {(runs['recipe'] == recipe).sum()}"
+            for recipe in curves
+        ],
+    )
     axes[0, 2].invert_yaxis()
     first, *others = curves
     seconds = runs.groupby("recipe", sort=False)["seconds_accurate"].agg(lambda values: values.fillna(np.inf).median())
     reached = ", ".join(f"{recipe} {int(runs.loc[runs['recipe'] == recipe, 'reached'].sum())}" for recipe in curves)
-    text = ", ".join(f"{recipe} {seconds[first] / seconds[recipe]:.1f}" for recipe in others if np.isfinite(seconds[first]) and np.isfinite(seconds[recipe]))
-    add_title(figure, (f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else "") + f"Runs that met the whole goal: {reached}")
+    text = ", ".join(
+        f"{recipe} {seconds[first] / seconds[recipe]:.1f}"
+        for recipe in others
+        if np.isfinite(seconds[first]) and np.isfinite(seconds[recipe])
+    )
+    add_title(
+        figure,
+        (f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else "")
+        + f"Runs that met the whole goal: {reached}",
+    )
     return figure

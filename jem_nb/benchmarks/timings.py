@@ -46,7 +46,8 @@ VARIANTS: dict[str, dict] = {  # fields of a run by name of the variant
     "float32": {},
     "float32, 32 at once": {"images_at_once": 32},
     "bfloat16": {"precision": "bfloat16"},
-    "bfloat16, 64 at once": {"images_at_once": 64, "precision": "bfloat16"},  # real and generated images one after the other
+    # real and generated images one after the other
+    "bfloat16, 64 at once": {"images_at_once": 64, "precision": "bfloat16"},
 }
 # our advice by the precision in which the processor multiplies faster: as little memory as costs no time
 OURS = {"float32": "float32, 32 at once", "bfloat16": "bfloat16, 64 at once"}
@@ -66,18 +67,30 @@ def time_iterations(
     "Seconds of iterations: the reference and ours in turn, then the other variants in turn."
     first = ("reference", OURS[faster_precision()])
     trainers = {name: speed_trainer(replace(config, **fields)) for name, fields in VARIANTS.items()}
-    def timed(names: Iterable[str], repeats: int) -> dict[str, list[float]]: return seconds_in_turn({name: partial(iterate, trainers[name]) for name in names}, repeats)
+
+    def timed(names: Iterable[str], repeats: int) -> dict[str, list[float]]:
+        return seconds_in_turn({name: partial(iterate, trainers[name]) for name in names}, repeats)
+
     return timed(first, pairs) | timed([name for name in VARIANTS if name not in first], rounds)
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #ac4600f7
-def step_variants(network: str, batch: int = 64, side: int = 32, compiled: bool = False) -> dict[str, Callable[[], Tensor]]:
+def step_variants(
+    network: str, batch: int = 64, side: int = 32, compiled: bool = False
+) -> dict[str, Callable[[], Tensor]]:
     "Ways to compute the gradient of a batch's energies, by name."
     def built() -> nn.Module: return build_network(network, 3, 10, named_generator(0, "weights"))
-    plain, ours, half = built(), built().to(memory_format=torch.channels_last), built().to(torch.bfloat16, memory_format=torch.channels_last)
+
+    plain, ours, half = (
+        built(),
+        built().to(memory_format=torch.channels_last),
+        built().to(torch.bfloat16, memory_format=torch.channels_last),
+    )
     first = to_pixels(torch.from_numpy(random_images(batch, side).images))
     x = first.contiguous(memory_format=torch.channels_last)
 
-    def gradient(network: nn.Module, x: Tensor, parts: int = 1, precision: str = "float32", keep: bool = True) -> Tensor:
+    def gradient(
+        network: nn.Module, x: Tensor, parts: int = 1, precision: str = "float32", keep: bool = True
+    ) -> Tensor:
         keep_freed_memory(keep)
         with working_precision("cpu", precision):
             return energy_gradient(x, [energy_function(network)] * parts)
@@ -86,18 +99,28 @@ def step_variants(network: str, batch: int = 64, side: int = 32, compiled: bool 
         keep_freed_memory(False)
         leaf = first.clone().requires_grad_()
         return torch.autograd.grad(energy_function(plain)(leaf).sum(), leaf, retain_graph=True)[0]
+
     variants = {
-        "channels first, graph retained": graph_retained, "channels last": partial(gradient, ours, x, keep=False), "channels last, memory kept": partial(gradient, ours, x),
-        "float32, 32 at once": partial(gradient, ours, x, -(-batch // 32)), "bfloat16, memory not kept": partial(gradient, ours, x, 1, "bfloat16", False),
-        "bfloat16 casts": partial(gradient, ours, x, 1, "bfloat16"), "bfloat16, 32 at once": partial(gradient, ours, x, -(-batch // 32), "bfloat16"),
+        "channels first, graph retained": graph_retained,
+        "channels last": partial(gradient, ours, x, keep=False),
+        "channels last, memory kept": partial(gradient, ours, x),
+        "float32, 32 at once": partial(gradient, ours, x, -(-batch // 32)),
+        "bfloat16, memory not kept": partial(gradient, ours, x, 1, "bfloat16", False),
+        "bfloat16 casts": partial(gradient, ours, x, 1, "bfloat16"),
+        "bfloat16, 32 at once": partial(gradient, ours, x, -(-batch // 32), "bfloat16"),
         "bfloat16 weights": partial(gradient, half, x.bfloat16()),
     }
     if compiled:
-        variants |= {f"{precision}, compiled": partial(gradient, torch.compile(ours), x, 1, precision) for precision in PRECISIONS}
+        variants |= {
+            f"{precision}, compiled": partial(gradient, torch.compile(ours), x, 1, precision)
+            for precision in PRECISIONS
+        }
     return variants
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #6b5d0085
-def precision_errors(network: str, precision: str, batch: int = 16, side: int = 32) -> dict[str, float]:  # of energy and gradient, and the number of layers
+def precision_errors(
+    network: str, precision: str, batch: int = 16, side: int = 32
+) -> dict[str, float]:  # of energy and gradient, and the number of layers
     "Relative errors of energies (without their mean) and of their gradients, against float64."
     model = build_network(network, 3, 10, named_generator(0, "weights"))
     x = to_pixels(torch.from_numpy(random_images(batch, side).images))
@@ -109,20 +132,39 @@ def precision_errors(network: str, precision: str, batch: int = 16, side: int = 
         energy, gradient = energies_and_gradient(model, x)
     exact_energy, exact_gradient = energies_and_gradient(model.double(), x.double())
     centred = exact_energy - exact_energy.mean()
-    return {"energy": float((energy - energy.mean() - centred).norm() / centred.norm()), "gradient": float((gradient - exact_gradient).norm() / exact_gradient.norm()),
-            "layers": sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in model.modules()) + 1}
+    return {
+        "energy": float((energy - energy.mean() - centred).norm() / centred.norm()),
+        "gradient": float((gradient - exact_gradient).norm() / exact_gradient.norm()),
+        "layers": sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in model.modules()) + 1,
+    }
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #8d424cbb
-GROWTH: dict[str, tuple] = {"steps": (2, 5, 10, 20), "batch_size": (16, 32, 64, 128), "image_size": (16, 24, 32, 48, 64), "width": (8, 16, 32, 64)}
+GROWTH: dict[str, tuple] = {
+    "steps": (2, 5, 10, 20),
+    "batch_size": (16, 32, 64, 128),
+    "image_size": (16, 24, 32, 48, 64),
+    "width": (8, 16, 32, 64),
+}
 _HALF = {"precision": "bfloat16", "images_at_once": None}
 HELD_OUT = (  # network, and fields that differ from the timing's setting
-    ("convnet-24", {"steps": 7}), ("convnet-16", {"batch_size": 32, "steps": 5}), ("convnet-16", {"image_size": 64, "batch_size": 16}), ("convnet-48", {"image_size": 24}),
-    ("wrn-10-1", {}), ("wrn-10-2", {"steps": 5}), ("convnet-32", {"loop": "reference", "images_at_once": None}), ("convnet-16", {"chains_per_image": 0.5}),
-    ("convnet-24", {"steps": 7} | _HALF), ("convnet-48", {"image_size": 24} | _HALF), ("wrn-10-1", _HALF), ("wrn-10-2", {"steps": 5} | _HALF),
+    ("convnet-24", {"steps": 7}),
+    ("convnet-16", {"batch_size": 32, "steps": 5}),
+    ("convnet-16", {"image_size": 64, "batch_size": 16}),
+    ("convnet-48", {"image_size": 24}),
+    ("wrn-10-1", {}),
+    ("wrn-10-2", {"steps": 5}),
+    ("convnet-32", {"loop": "reference", "images_at_once": None}),
+    ("convnet-16", {"chains_per_image": 0.5}),
+    ("convnet-24", {"steps": 7} | _HALF),
+    ("convnet-48", {"image_size": 24} | _HALF),
+    ("wrn-10-1", _HALF),
+    ("wrn-10-2", {"steps": 5} | _HALF),
 )
 
 
-def growth_configs(side: int = 32, width: int = 32, steps: int = 5) -> list[tuple[str, int, RunConfig]]:  # quantity, its value, and the configuration
+def growth_configs(
+    side: int = 32, width: int = 32, steps: int = 5
+) -> list[tuple[str, int, RunConfig]]:  # quantity, its value, and the configuration
     "One quantity varied at a time, around a ConvNet at batch 64."
     def config(**fields) -> RunConfig:
         fields = {"width": width, "image_size": side, "steps": steps} | fields
@@ -133,11 +175,14 @@ def growth_configs(side: int = 32, width: int = 32, steps: int = 5) -> list[tupl
 def time_config(config: RunConfig, repeats: int = 2) -> dict:  # JSON types
     "Seconds of an iteration, and what the cost model needs to predict them."
     seconds = seconds_in_turn({"": partial(iterate, speed_trainer(config))}, repeats)[""]
-    changed = {name: value for name, value in config.identity.items() if name != "revision"}  # enough to make it again, and small
+    # enough to make it again, and small
+    changed = {name: value for name, value in config.identity.items() if name != "revision"}
     return {"config": changed, "seconds": seconds, "features": list(iteration_features(config))}
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #9bc59f82
-def time_sweep(config: RunConfig, runs: int = 4, workers: Sequence[int] = (1, 2)) -> dict[str, float]:  # wall seconds by number of processes
+def time_sweep(
+    config: RunConfig, runs: int = 4, workers: Sequence[int] = (1, 2)
+) -> dict[str, float]:  # wall seconds by number of processes
     "The same runs, so many at a time, with the start of their processes."
     seconds = {}
     for number in workers:
@@ -178,41 +223,85 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
     def fewer(network: str) -> int: return repeats if forward_flop(setting(network)) < 5e8 else 1  # of a large one
 
     def steps(network: str) -> dict[str, list[float]]:
-        return seconds_in_turn(step_variants(network, *((8, 16) if small else ()), compiled=compiled and network == networks[0]), fewer(network))
+        return seconds_in_turn(
+            step_variants(network, *((8, 16) if small else ()), compiled=compiled and network == networks[0]),
+            fewer(network),
+        )
 
-    def alone(network: str, precision: str) -> dict[str, float]: return convolution_seconds(network, precision, *((8, 16, 1) if small else ()))
-    def parts(network: str, variant: str) -> dict[str, float]: return seconds_by_part(speed_trainer(setting(network, **VARIANTS[variant])), 2)
+    def alone(network: str, precision: str) -> dict[str, float]:
+        return convolution_seconds(network, precision, *((8, 16, 1) if small else ()))
+
+    def parts(network: str, variant: str) -> dict[str, float]:
+        return seconds_by_part(speed_trainer(setting(network, **VARIANTS[variant])), 2)
+
     weighed = {} if small else {name: VARIANTS[name] for name in ("reference", *OURS.values())}
     return {
-        "iterations": {network: partial(time_iterations, setting(network), max(fewer(network), repeats - 1), fewer(network)) for network in networks},
+        "iterations": {
+            network: partial(time_iterations, setting(network), max(fewer(network), repeats - 1), fewer(network))
+            for network in networks
+        },
         "steps": {network: partial(steps, network) for network in networks},
         "convolutions": {network: partial(alone, network, "float32") for network in networks},
         "convolutions bfloat16": {network: partial(alone, network, "bfloat16") for network in networks},
         "parts": {network: partial(parts, network, OURS["float32"]) for network in networks},
         "parts bfloat16": {network: partial(parts, network, OURS["bfloat16"]) for network in networks},
-        "memory": {f"{network}, {name}": partial(peak_memory, setting(network, steps=2, **fields), 2, min(3, fewer(network))) for network in networks for name, fields in weighed.items()},
-        "memory kept": {f"{network}, {name}, {'kept' if keep else 'left'}": partial(seconds_with_memory, setting(network, **VARIANTS[name]), keep, 3)
-                        for network in ([] if small else networks[:1]) for name in ("reference", OURS[faster_precision()]) for keep in (False, True)},
+        "memory": {
+            f"{network}, {name}": partial(peak_memory, setting(network, steps=2, **fields), 2, min(3, fewer(network)))
+            for network in networks
+            for name, fields in weighed.items()
+        },
+        "memory kept": {
+            f"{network}, {name}, {'kept' if keep else 'left'}": partial(
+                seconds_with_memory, setting(network, **VARIANTS[name]), keep, 3
+            )
+            for network in ([] if small else networks[:1])
+            for name in ("reference", OURS[faster_precision()])
+            for keep in (False, True)
+        },
         "noise": {"": partial(seconds_in_turn, noise_variants(), repeats)},
-        "precision": {f"{network}, {name}": partial(precision_errors, network, name) for network in (DEPTHS[:1] if small else DEPTHS) for name in PRECISIONS},
+        "precision": {
+            f"{network}, {name}": partial(precision_errors, network, name)
+            for network in (DEPTHS[:1] if small else DEPTHS)
+            for name in PRECISIONS
+        },
     }
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #0c9d032a
 def noise_variants(shape: tuple[int, ...] = (64, 3, 32, 32)) -> dict[str, Callable[[], Tensor]]:
     "The same noise in channels-last memory: drawn into it, or drawn in its order and then seen as images."
     target, generator = torch.empty(shape).contiguous(memory_format=torch.channels_last), named_generator(0, "noise")
-    return {"drawn into channels last": lambda: torch.randn_like(target), "drawn in its order": lambda: image_noise(shape, generator)}
+    return {
+        "drawn into channels last": lambda: torch.randn_like(target),
+        "drawn in its order": lambda: image_noise(shape, generator),
+    }
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #1493b552
 def growth_tasks(small: bool) -> Tasks:
     "How cost grows, configurations to hold the cost model against, sweeps, and imports."
     points = {f"{quantity} {value}": config for quantity, value, config in growth_configs() if not small or value < 10}
-    held_out = [timing_config(network, **(SMALL if small else {}) | {"images_at_once": 32} | fields) for network, fields in HELD_OUT[: 2 if small else None]]
-    half = {name: replace(config, **VARIANTS["bfloat16"], images_at_once=None) for name, config in points.items() if name.split()[0] in ("width", "image_size")}
+    held_out = [
+        timing_config(network, **(SMALL if small else {}) | {"images_at_once": 32} | fields)
+        for network, fields in HELD_OUT[: 2 if small else None]
+    ]
+    half = {
+        name: replace(config, **VARIANTS["bfloat16"], images_at_once=None)
+        for name, config in points.items()
+        if name.split()[0] in ("width", "image_size")
+    }
     # memory does not depend on the number of steps, so two are enough to weigh it
-    weighed = {} if small else {name: config if name.startswith("steps") else replace(config, steps=2) for name, config in points.items()}
+    weighed = (
+        {}
+        if small
+        else {name: config if name.startswith("steps") else replace(config, steps=2) for name, config in points.items()}
+    )
     # few images and many epochs: a worker that starts needs its data first, and that is not what is timed
-    run = make_config("smoke" if small else "cpu", "scenes", regularizer="r+u", regularizer_weight=0.2, **{} if small else {"train_images": 400, "validation_images": 100, "epochs": 40})
+    run = make_config(
+        "smoke" if small else "cpu",
+        "scenes",
+        regularizer="r+u",
+        regularizer_weight=0.2,
+        **{} if small else {"train_images": 400, "validation_images": 100, "epochs": 40},
+    )
     return {
         "growth": {name: partial(time_config, config) for name, config in points.items()},
         "growth bfloat16": {name: partial(time_config, config) for name, config in half.items()},
@@ -231,13 +320,25 @@ def processor_features() -> dict[str, bool]:  # by name, as PyTorch calls them
 
 def timing_identity(networks: Sequence[str], repeats: int, small: bool = False) -> dict:
     "What names the record of a timing."
-    return {"revision": REVISION, "networks": list(networks), "repeats": repeats, "small": small, "processor": processor_features()}
+    return {
+        "revision": REVISION,
+        "networks": list(networks),
+        "repeats": repeats,
+        "small": small,
+        "processor": processor_features(),
+    }
 
 
-def finished_timings(networks: Sequence[str], repeats: int, small: bool = False, root: str | Path | None = None) -> list[dict]:
+def finished_timings(
+    networks: Sequence[str], repeats: int, small: bool = False, root: str | Path | None = None
+) -> list[dict]:
     "Records of this timing on whatever processors it was taken, the one of the fastest products first."
     wanted = timing_identity(networks, repeats, small)
-    found = [record for record in collect("speed", root) if wanted | {"processor": None} == record["identity"] | {"processor": None}]
+    found = [
+        record
+        for record in collect("speed", root)
+        if wanted | {"processor": None} == record["identity"] | {"processor": None}
+    ]
     return sorted(found, key=lambda record: -max(record["rates"].values()))
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #609f6607

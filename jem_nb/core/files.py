@@ -46,10 +46,18 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, content: object) -> Path:
-    "Write JSON types, whole or not at all, a list of numbers on one line; NaN and infinity are refused, for JSON has neither."
+    """Write JSON types, whole or not at all, a list of numbers on one line; NaN and infinity are refused, for JSON has
+    neither."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     # no string holds a line break, so these are lists
-    return write_text(path, re.sub(r"\[\n[-+.\deE,nul\s]*?\n\s*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text))
+    return write_text(
+        path,
+        re.sub(
+            r"\[\n[-+.\deE,nul\s]*?\n\s*\]",
+            lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"),
+            text,
+        ),
+    )
 
 # %% ../../nbs/01_core/02_files.ipynb #4dc41f8c
 def finite_or_none(value: float) -> float | None:
@@ -70,7 +78,9 @@ def require_writable(folder: str | Path) -> Path:  # the folder, created
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise PermissionError(f"results cannot be written to {folder} ({error}): choose another folder or make this one writable") from error
+        raise PermissionError(
+            f"results cannot be written to {folder} ({error}): choose another folder or make this one writable"
+        ) from error
     return folder
 
 # %% ../../nbs/01_core/02_files.ipynb #079a6dc1
@@ -82,7 +92,10 @@ def read_lines(path: str | Path) -> Iterator[dict]:
         try:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error}): the file is damaged, delete the run's folder") from error
+            raise ValueError(
+                f"{path}, line {number}: {line[:60]!r} is not JSON ({error}): the file is damaged, delete the run's "
+                "folder"
+            ) from error
 
 # %% ../../nbs/01_core/02_files.ipynb #4d9e17ba
 @contextmanager
@@ -90,11 +103,14 @@ def locked(
     path: str | Path,  # what is guarded; the lock itself is a hidden file beside it
     waiting: str = "",  # what to say where another process has the lock
 ) -> Iterator[None]:
-    "Hold a lock that only one process can hold at a time; others wait. The system takes it back when the process ends, however it ends."
+    """Hold a lock that only one process can hold at a time; others wait. The system takes it back when the process
+    ends, however it ends."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # neither through a link nor with anything changed that may lie there
-    with os.fdopen(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb") as file:
+    with os.fdopen(
+        os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "rb"
+    ) as file:
         # Some cluster file systems have no locks. Then work may be done twice, but files still appear whole.
         with suppress(OSError):
             try:

@@ -14,14 +14,19 @@ def repository_root() -> Path:  # the folder that holds `settings.ini`
     "Find the repository: from `JEM_ROOT`, the working directory upward, or this package's own folder."
     if root := os.environ.get("JEM_ROOT"):
         if not Path(root).is_dir():
-            raise FileNotFoundError(f"JEM_ROOT is {root!r}, which is not a folder: point it at the repository or unset it")
+            raise FileNotFoundError(
+                f"JEM_ROOT is {root!r}, which is not a folder: point it at the repository or unset it"
+            )
         return Path(root)
     for start in (Path.cwd(), Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()):
         for folder in (start, *start.parents):
             settings = folder / "settings.ini"
-            if settings.is_file() and "lib_name = jem_nb" in settings.read_text():  # and not that of another nbdev project
+            # and not that of another nbdev project
+            if settings.is_file() and "lib_name = jem_nb" in settings.read_text():
                 return folder
-    raise FileNotFoundError(f"no repository (a folder with jem_nb's settings.ini) at or above {Path.cwd()}: set JEM_ROOT")
+    raise FileNotFoundError(
+        f"no repository (a folder with jem_nb's settings.ini) at or above {Path.cwd()}: set JEM_ROOT"
+    )
 
 # %% ../../nbs/01_core/01_paths.ipynb #9f410884
 def data_folder() -> Path | None:  # None where `JEM_DATA` is not set
@@ -32,7 +37,9 @@ def data_folder() -> Path | None:  # None where `JEM_DATA` is not set
     for path in (Path(folder).expanduser(), repository_root() / folder):
         if path.is_dir():
             return path.resolve()
-    raise FileNotFoundError(f"JEM_DATA is {folder!r}, which is not a folder: correct it, or unset it to download the data")
+    raise FileNotFoundError(
+        f"JEM_DATA is {folder!r}, which is not a folder: correct it, or unset it to download the data"
+    )
 
 
 def cache_folder() -> Path:  # created if missing
@@ -41,5 +48,7 @@ def cache_folder() -> Path:  # created if missing
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the cache folder {folder} cannot be created ({error}): set JEM_CACHE to a folder that can") from error
+        raise OSError(
+            f"the cache folder {folder} cannot be created ({error}): set JEM_CACHE to a folder that can"
+        ) from error
     return folder

@@ -33,11 +33,13 @@ def end_with_parent() -> None:
 
 
 def keep_freed_memory(keep: bool = True) -> bool:  # whether the C library listened; only glibc does
-    "Let the C library of this process keep what is freed for what comes next; False: give back what is free beyond 64 MiB, the most that it keeps by itself."
+    """Let the C library of this process keep what is freed for what comes next; False: give back what is free beyond 64
+    MiB, the most that it keeps by itself."""
     change = getattr(ctypes.CDLL(None), "mallopt", None)
     if change is None:
         return False
-    # -1: how much may lie free; -3: from which size on a block is a map of its own, which older releases bound by 32 MiB
+    # -1: how much may lie free; -3: from which size on a block is a map of its own, which older releases bound by 32
+    # MiB
     trimmed = change(-1, 2**31 - 1 if keep else 2**26)
     return bool(trimmed and (keep and change(-3, 2**30) or change(-3, 2**25)))
 
@@ -48,13 +50,15 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def requests_to_stop() -> Iterator[list[str]]:  # names of the signals that came
-    "Collect SIGINT, SIGTERM and SIGHUP inside, so that an iteration can be finished; a second one acts at once. What was ignored stays so."
+    """Collect SIGINT, SIGTERM and SIGHUP inside, so that an iteration can be finished; a second one acts at once. What
+    was ignored stays so."""
     asked: list[str] = []
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield asked
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as a process in the background ignores Ctrl-C
+    # as a process in the background ignores Ctrl-C
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def heard(number: int, frame) -> None:
         if asked:

@@ -59,31 +59,56 @@ class Batches:
         flip: bool = True,
         data_noise: float = 0.03,  # standard deviation, in the pixel range of [-1, 1]
         labelled: np.ndarray | None = None,  # int [M], indices of the images whose labels are known; None: all
-        ranks: Ranks = ALONE,  # which of several processes this is; each gets its part of a batch, with noise of its own
+        # which of several processes this is; each gets its part of a batch, with noise of its own
+        ranks: Ranks = ALONE,
     ):
         if not 0 < batch_size <= len(images):
             raise ValueError(f"batch_size is {batch_size}: expected 1 to {len(images)}, the number of training images")
         if not 0 <= pad < min(images.shape[2:]):
             raise ValueError(f"pad is {pad}: expected 0 to {min(images.shape[2:]) - 1}, less than an image's side")
         if labels.ndim > 1 and labels.shape != (len(images), *images.shape[2:]):
-            raise ValueError(f"labels are {labels.shape} for images {images.shape}: expected one for each image, or one for each pixel of it")
-        if labelled is not None and not (len(labelled) and len(np.unique(labelled)) == len(labelled) and np.min(labelled) >= 0 and np.max(labelled) < len(images)):
-            raise ValueError(f"labelled holds {len(labelled)} indices: expected at least one, each once, from 0 to {len(images) - 1}")
+            raise ValueError(
+                f"labels are {labels.shape} for images {images.shape}: expected one for each image, or one for each "
+                "pixel of it"
+            )
+        if labelled is not None and not (
+            len(labelled)
+            and len(np.unique(labelled)) == len(labelled)
+            and np.min(labelled) >= 0
+            and np.max(labelled) < len(images)
+        ):
+            raise ValueError(
+                f"labelled holds {len(labelled)} indices: expected at least one, each once, from 0 to {len(images) - 1}"
+            )
         ranks.part(batch_size, "batch_size")
         if labelled is not None and len(labelled) < ranks.world:
-            raise ValueError(f"{len(labelled)} labelled images for {ranks.world} ranks: expected at least one for each; use fewer ranks, or more labels")
-        self.ranks, self.images, self.labels = ranks, images, np.asarray(labels, dtype=np.int64) if labels.ndim == 1 else labels
+            raise ValueError(
+                f"{len(labelled)} labelled images for {ranks.world} ranks: expected at least one for each; use fewer "
+                "ranks, or more labels"
+            )
+        self.ranks, self.images, self.labels = (
+            ranks,
+            images,
+            np.asarray(labels, dtype=np.int64) if labels.ndim == 1 else labels,
+        )
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise
         self.labelled = None if labelled is None else torch.from_numpy(np.asarray(labelled, dtype=np.int64))
 
     def __len__(self) -> int:  # batches in an epoch
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # images [B, C, H, W] and labels, int64 [B] or [B, H, W]
-        "The labelled batches of one epoch, from number `start` on; an epoch is as long as it takes to see all images, labelled or not."
+    def epoch(
+        self, epoch: int, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # images [B, C, H, W] and labels, int64 [B] or [B, H, W]
+        """The labelled batches of one epoch, from number `start` on; an epoch is as long as it takes to see all images,
+        labelled or not."""
         order = epoch_order(len(self.images), self.seed, epoch)
         for number in range(start, len(self)):
-            known = order[number * self.batch_size : (number + 1) * self.batch_size] if self.labelled is None else self._known(epoch * len(self) + number)
+            known = (
+                order[number * self.batch_size : (number + 1) * self.batch_size]
+                if self.labelled is None
+                else self._known(epoch * len(self) + number)
+            )
             yield self.batch(self.ranks.cut(known), epoch, number)
 
     def _known(self, iteration: int) -> Tensor:  # int64, at most batch_size
@@ -105,12 +130,24 @@ class Batches:
         return add_noise(to_pixels(stored), self.data_noise, generator), labels
 
     def unlabelled(self, epoch: int, number: int, plain: bool = False) -> Tensor | None:  # [B, C, H, W]
-        "The images of one batch for p(x), from all that there are; `plain`: as they are stored. None where they are those of the labelled batch."
+        """The images of one batch for p(x), from all that there are; `plain`: as they are stored. None where they are
+        those of the labelled batch."""
         if self.labelled is None and not plain:
             return None
-        stored = self._stored(self.images, self.ranks.cut(epoch_order(len(self.images), self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]))
+        stored = self._stored(
+            self.images,
+            self.ranks.cut(
+                epoch_order(len(self.images), self.seed, epoch)[
+                    number * self.batch_size : (number + 1) * self.batch_size
+                ]
+            ),
+        )
         generator = named_generator(self.seed, "unlabelled", epoch, number, *self.ranks.names())
-        return to_pixels(stored) if plain else add_noise(to_pixels(augment(stored, generator, self.pad, self.flip)), self.data_noise, generator)
+        return (
+            to_pixels(stored)
+            if plain
+            else add_noise(to_pixels(augment(stored, generator, self.pad, self.flip)), self.data_noise, generator)
+        )
 
     def _stored(self, array: np.ndarray, indices: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array[indices.numpy()]))

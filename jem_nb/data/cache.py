@@ -63,7 +63,9 @@ DECODING = 1  # raised whenever decoding or resizing changes, so that cached pix
 
 def cached_array(
     name: str,  # names the entry; holds the checksum of its source
-    make: Callable[[], tuple[np.ndarray | Iterator[np.ndarray], dict]],  # array and description; or rows one by one, which may add to it
+    make: Callable[
+        [], tuple[np.ndarray | Iterator[np.ndarray], dict]
+    ],  # array and description; or rows one by one, which may add to it
 ) -> tuple[np.ndarray, dict]:  # the array mapped read-only, and its description
     "An array that is made once and mapped into memory afterwards."
     path = cache_folder() / "arrays" / f"{name}-{DECODING}.npy"
@@ -84,8 +86,11 @@ def cached_array(
         return _read_entry(path)
 
 # %% ../../nbs/02_data/07_cache.ipynb #3c92bb7a
-def _write_rows(file: BinaryIO, blocks: Iterable[np.ndarray]) -> dict:  # JSON types: shape, dtype, and SHA-256 of the array's bytes
-    "Write an array in NumPy's format, block after block; the number of rows is put into the header at the end, where NumPy leaves room for it."
+def _write_rows(
+    file: BinaryIO, blocks: Iterable[np.ndarray]
+) -> dict:  # JSON types: shape, dtype, and SHA-256 of the array's bytes
+    """Write an array in NumPy's format, block after block; the number of rows is put into the header at the end, where
+    NumPy leaves room for it."""
     count, digest, header = 0, hashlib.sha256(), None
     for block in blocks:
         if header is None:
@@ -93,7 +98,9 @@ def _write_rows(file: BinaryIO, blocks: Iterable[np.ndarray]) -> dict:  # JSON t
             np.lib.format.write_array_header_1_0(file, header | {"shape": (0, *block.shape[1:])})
             start, shape, dtype = file.tell(), block.shape[1:], block.dtype
         if (block.shape[1:], block.dtype) != (shape, dtype):
-            raise ValueError(f"row {count} is {block.dtype} of {block.shape[1:]}: expected {dtype} of {shape}, as the first")
+            raise ValueError(
+                f"row {count} is {block.dtype} of {block.shape[1:]}: expected {dtype} of {shape}, as the first"
+            )
         content = np.ascontiguousarray(block).data.cast("B")
         file.write(content)
         digest.update(content)
@@ -103,7 +110,10 @@ def _write_rows(file: BinaryIO, blocks: Iterable[np.ndarray]) -> dict:  # JSON t
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
     if file.tell() != start:
-        raise RuntimeError(f"NumPy {np.__version__} left no room for the number of rows: expected a header that does not grow; install another release")
+        raise RuntimeError(
+            f"NumPy {np.__version__} left no room for the number of rows: expected a header that does not grow; "
+            "install another release"
+        )
     return {"shape": [count, *shape], "dtype": str(dtype), "sha256": digest.hexdigest()}
 
 # %% ../../nbs/02_data/07_cache.ipynb #b9a36fbf
@@ -134,24 +144,35 @@ class Rows:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key) -> np.ndarray:  # as of an array; keys of several dimensions read all that their first one names
+    def __getitem__(
+        self, key
+    ) -> np.ndarray:  # as of an array; keys of several dimensions read all that their first one names
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         chosen = self.base[self.indices[first]]
         if not rest:
             return np.asarray(chosen)
         if not np.isscalar(first) and not isinstance(first, slice):
-            raise IndexError(f"rows by {key}: expected a number or a slice first; ask for the rows, and then for what you want of them")
+            raise IndexError(
+                f"rows by {key}: expected a number or a slice first; ask for the rows, and then for what you want of "
+                "them"
+            )
         return np.asarray(chosen[rest] if np.isscalar(first) else chosen[(slice(None), *rest)])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self.base[self.indices], dtype)
 
     def digest(self) -> bytes:
-        "What tells them from other rows without reading them: the file's checksum, where in it they lie, and which they are."
+        """What tells them from other rows without reading them: the file's checksum, where in it they lie, and which
+        they are."""
         whole = self.base
         while isinstance(whole.base, np.memmap):
             whole = whole.base
-        place = (file_checksum(self.base.filename), self.base.ctypes.data - whole.ctypes.data, self.base.strides, self.base.shape)
+        place = (
+            file_checksum(self.base.filename),
+            self.base.ctypes.data - whole.ctypes.data,
+            self.base.strides,
+            self.base.shape,
+        )
         return hashlib.sha256(repr(place).encode() + np.ascontiguousarray(self.indices).tobytes()).digest()
 
 # %% ../../nbs/02_data/07_cache.ipynb #ef29b134

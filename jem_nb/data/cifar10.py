@@ -34,12 +34,17 @@ def parse_records(
 ) -> tuple[np.ndarray, np.ndarray]:  # images uint8 `[N, 3, 32, 32]`, labels int64 `[N]`
     "Split a file of the binary archive into images and labels, or raise ValueError."
     if not data or len(data) % RECORD_BYTES:
-        raise ValueError(f"{name} has {len(data):,} bytes: expected a multiple of {RECORD_BYTES:,}, the size of a record; fetch the archive again")
+        raise ValueError(
+            f"{name} has {len(data):,} bytes: expected a multiple of {RECORD_BYTES:,}, the size of a record; fetch the "
+            "archive again"
+        )
     records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
     labels = records[:, 0].astype(np.int64)
     if labels.max() >= len(CIFAR10_CLASSES):
         first = int(np.argmax(labels >= len(CIFAR10_CLASSES)))
-        raise ValueError(f"{name}, record {first}: label {labels[first]}, expected 0 to 9; this is not CIFAR-10's binary archive")
+        raise ValueError(
+            f"{name}, record {first}: label {labels[first]}, expected 0 to 9; this is not CIFAR-10's binary archive"
+        )
     return records[:, 1:].reshape(-1, 3, 32, 32), labels
 
 # %% ../../nbs/02_data/08_cifar10.ipynb #ac0003b0
@@ -48,21 +53,33 @@ def find_cifar10(
 ) -> Path:  # the archive
     "Find CIFAR-10's binary archive, or fetch it."
     if folder is None:
-        return download(OFFICIAL["url"], cache_folder() / "downloads" / "cifar-10-binary.tar.gz", OFFICIAL["sha256"], size=OFFICIAL["size"])
+        return download(
+            OFFICIAL["url"],
+            cache_folder() / "downloads" / "cifar-10-binary.tar.gz",
+            OFFICIAL["sha256"],
+            size=OFFICIAL["size"],
+        )
     names = ("cifar-10-binary.tar.gz", "cifar-10-binary-subset.tar.gz")
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    raise FileNotFoundError(f"no CIFAR-10 in {folder}: expected {' or '.join(names)} there; add one, or unset JEM_DATA to download it")
+    raise FileNotFoundError(
+        f"no CIFAR-10 in {folder}: expected {' or '.join(names)} there; add one, or unset JEM_DATA to download it"
+    )
 
 
 def _read_archive(archive: Path, image_size: int) -> tuple[np.ndarray, dict]:
     "All images, those for training first, and their description."
     wanted = re.compile(r"data_batch_\d\.bin|test_batch\.bin")
-    members = read_members(archive, lambda name: bool(wanted.fullmatch(PurePosixPath(name).name)), max_members=100, max_bytes=2**28)
+    members = read_members(
+        archive, lambda name: bool(wanted.fullmatch(PurePosixPath(name).name)), max_members=100, max_bytes=2**28
+    )
     parts = {PurePosixPath(name).name: parse_records(f"{archive.name}: {name}", data) for name, data in members}
     if "test_batch.bin" not in parts or len(parts) < 2:
-        raise ValueError(f"{archive} holds {sorted(parts) or 'none of the files'}: expected data_batch_1.bin and on, and test_batch.bin")
+        raise ValueError(
+            f"{archive} holds {sorted(parts) or 'none of the files'}: expected data_batch_1.bin and on, and "
+            "test_batch.bin"
+        )
     ordered = [parts[name] for name in sorted(parts)]  # 'data_...' comes before 'test_...'
     labels = np.concatenate([labels for _, labels in ordered])
     images = np.concatenate([area_resize(images, image_size) for images, _ in ordered])
@@ -72,20 +89,30 @@ def _read_archive(archive: Path, image_size: int) -> tuple[np.ndarray, dict]:
 def load_cifar10(
     image_size: int = 32,  # pixels; 32, or 16 by box averages
     folder: str | Path | None = None,  # the user's data; None to download
-) -> tuple[np.ndarray, np.ndarray, int, dict]:  # images uint8 `[N, 3, H, W]`, labels int64 `[N]`, how many are for training, provenance
+) -> tuple[
+    np.ndarray, np.ndarray, int, dict
+]:  # images uint8 `[N, 3, H, W]`, labels int64 `[N]`, how many are for training, provenance
     "All of CIFAR-10, decoded once and mapped into memory afterwards."
     if image_size not in (16, 32):
         raise ValueError(f"image_size {image_size} for cifar10: expected 32 or 16")
     archive = find_cifar10(folder)
     sha256 = file_checksum(archive)
-    images, description = cached_array(f"cifar10-{sha256[:16]}-{image_size}", lambda: _read_archive(archive, image_size))
-    note = "original pixels" if sha256 == OFFICIAL["sha256"] else "not the official archive: its files and records were checked, its pixels cannot be"
+    images, description = cached_array(
+        f"cifar10-{sha256[:16]}-{image_size}", lambda: _read_archive(archive, image_size)
+    )
+    note = (
+        "original pixels"
+        if sha256 == OFFICIAL["sha256"]
+        else "not the official archive: its files and records were checked, its pixels cannot be"
+    )
     provenance = {
         "name": "CIFAR-10",
         "source": archive.name,
         "sha256": sha256,
         "official": sha256 == OFFICIAL["sha256"],
-        "note": "subset, re-encoded from JPEG quality 75: not the original pixels" if sha256 == REENCODED_SHA256 else note,
+        "note": "subset, re-encoded from JPEG quality 75: not the original pixels"
+        if sha256 == REENCODED_SHA256
+        else note,
         "cite": "Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny Images",
         "pixels_sha256": description["array"]["sha256"],
     }

@@ -72,14 +72,19 @@ def _transfer(url: str, part: Path, start: int, size: int | None, progress: bool
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         if size is not None and total not in (None, size):
-            raise ArchiveError(f"{url}: the server announces {total:,} bytes, expected {size:,}: the file there has changed, do not use it")
+            raise ArchiveError(
+                f"{url}: the server announces {total:,} bytes, expected {size:,}: the file there has changed, do not "
+                "use it"
+            )
         received, limit = start, LARGEST_DOWNLOAD if size is None else size
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
         with part.open("ab" if start else "wb") as file, bar:
             while block := response.read(2**16):
                 received += len(block)
                 if received > limit:
-                    raise ArchiveError(f"{url}: the server sends more than {limit:,} bytes, which is the limit: do not use it")
+                    raise ArchiveError(
+                        f"{url}: the server sends more than {limit:,} bytes, which is the limit: do not use it"
+                    )
                 file.write(block)
                 bar.update(len(block))
     if total is not None and received < total:
@@ -134,13 +139,21 @@ def download(
             part.unlink()
             if not start:
                 break  # fetched in one piece and still wrong: asking again would give the same
-    raise ArchiveError(f"{url} {problem}: try again later, or fetch {path.name} by hand into the folder that JEM_DATA names")
+    raise ArchiveError(
+        f"{url} {problem}: try again later, or fetch {path.name} by hand into the folder that JEM_DATA names"
+    )
 
 # %% ../../nbs/02_data/05_download.ipynb #f4c10363
 def _checked_name(name: str, seen: set[str]) -> str:  # in its plain spelling, without a leading ./
     "A member's name, if it is a relative path that stays inside and is new."
     plain = str(PurePosixPath(name))
-    if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or name[1:2] == ":" or not name.isprintable():
+    if (
+        name.startswith("/")
+        or ".." in PurePosixPath(name).parts
+        or "\\" in name
+        or name[1:2] == ":"
+        or not name.isprintable()
+    ):
         raise ArchiveError(f"member {name!r} is named so as to lie outside the archive's own folder: do not use it")
     if plain in seen:
         raise ArchiveError(f"member {name!r} is there twice: pack the archive again from a clean folder")
@@ -177,10 +190,16 @@ def _zip_members(path: Path, accept: Callable[[str], bool], meter: _Meter) -> It
         for info in members:
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was made on a system without such types
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
-                raise ArchiveError(f"member {info.filename!r} is a link, a device or encrypted, expected a plain file: do not use it")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods may unpack a whole bomb before they can be stopped
+                raise ArchiveError(
+                    f"member {info.filename!r} is a link, a device or encrypted, expected a plain file: do not use it"
+                )
+            # other methods may unpack a whole bomb before they can be stopped
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 name = zipfile.compressor_names.get(info.compress_type, info.compress_type)
-                raise ArchiveError(f"member {info.filename!r} is compressed by {name}, expected deflate or nothing: pack the archive again with zip's usual settings")
+                raise ArchiveError(
+                    f"member {info.filename!r} is compressed by {name}, expected deflate or nothing: pack the archive "
+                    "again with zip's usual settings"
+                )
         for name, info in names.items():
             if not info.is_dir() and accept(name):
                 with archive.open(info) as member:
@@ -212,7 +231,9 @@ def _tar_members(path: Path, accept: Callable[[str], bool], meter: _Meter) -> It
                 meter.spend(members=1)
                 name = _checked_name(info.name, seen)
                 if not (info.isdir() or info.isreg()) or info.issparse():
-                    raise ArchiveError(f"member {info.name!r} is a link, a device or sparse, expected a plain file: do not use it")
+                    raise ArchiveError(
+                        f"member {info.name!r} is a link, a device or sparse, expected a plain file: do not use it"
+                    )
                 if info.isreg() and accept(name):
                     yield name, archive.extractfile(info).read()
         while meter.read(2**16):
@@ -235,5 +256,9 @@ def read_members(
         yield from read(path, accept, _Meter(max_members, max_bytes))
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, ValueError, struct.error) as error:
-        raise ArchiveError(f"{path} is truncated, damaged or not an archive ({error}): fetch it again and check its checksum") from error
+    except (
+        zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, NotImplementedError, ValueError
+    ) as error:
+        raise ArchiveError(
+            f"{path} is truncated, damaged or not an archive ({error}): fetch it again and check its checksum"
+        ) from error

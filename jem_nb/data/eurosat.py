@@ -43,7 +43,8 @@ EUROSAT_CLASSES = tuple(EUROSAT_COUNTS)
 IMAGE_SIZES = (64, 32, 16)  # stored, and two box averages
 EUROSAT_METRES = 640.0  # of ground along the side of an image: 64 pixels of 10 m
 OFFICIAL = {
-    "url": "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+    "url": "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
+           "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
     "sha256": "8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
     "size": 94_280_567,  # bytes
 }
@@ -60,14 +61,19 @@ def find_eurosat(
 ) -> Path:  # a zip, or the folder that holds the class folders
     "Find EuroSAT in a folder, or fetch the official archive."
     if folder is None:
-        return download(OFFICIAL["url"], cache_folder() / "downloads" / "EuroSAT.zip", OFFICIAL["sha256"], size=OFFICIAL["size"])
+        return download(
+            OFFICIAL["url"], cache_folder() / "downloads" / "EuroSAT.zip", OFFICIAL["sha256"], size=OFFICIAL["size"]
+        )
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"data folder {folder} is not there: correct it, or leave it out to download the data")
     names = ("EuroSAT.zip", "2750", "EuroSAT/2750", "EuroSAT_RGB", "EuroSAT", ".")
     for path in (Path(folder) / name for name in names):
         if path.is_file() or any((path / name).is_dir() for name in EUROSAT_CLASSES):
             return path
-    raise FileNotFoundError(f"no EuroSAT in {folder}: expected EuroSAT.zip, 2750/ or EuroSAT/2750/ there; add it, or unset JEM_DATA to download it")
+    raise FileNotFoundError(
+        f"no EuroSAT in {folder}: expected EuroSAT.zip, 2750/ or EuroSAT/2750/ there; add it, or unset JEM_DATA to "
+        "download it"
+    )
 
 # %% ../../nbs/02_data/11_eurosat.ipynb #3cfadc0e
 def image_key(
@@ -80,9 +86,14 @@ def image_key(
     folder = path.parent.name
     if folder not in EUROSAT_COUNTS:
         near = did_you_mean(folder, EUROSAT_CLASSES)
-        raise ValueError(f"image {name} lies in folder {folder!r}: expected one of {', '.join(EUROSAT_CLASSES)}.{near} Rename or remove it")
+        raise ValueError(
+            f"image {name} lies in folder {folder!r}: expected one of {', '.join(EUROSAT_CLASSES)}.{near} Rename or "
+            "remove it"
+        )
     if not (match := re.fullmatch(rf"{folder}_(\d{{1,6}})\.jpg", path.name)):
-        raise ValueError(f"image {name}: expected a name like {folder}_1.jpg in this folder; put it where it belongs or remove it")
+        raise ValueError(
+            f"image {name}: expected a name like {folder}_1.jpg in this folder; put it where it belongs or remove it"
+        )
     return EUROSAT_CLASSES.index(folder), int(match[1])
 
 # %% ../../nbs/02_data/11_eurosat.ipynb #12e15da8
@@ -91,7 +102,9 @@ def decode_image(data: bytes) -> np.ndarray:  # uint8 `[3, 64, 64]`
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             if image.size != (64, 64) or image.mode != "RGB":
-                raise ValueError(f"it has {image.width}x{image.height} pixels in mode {image.mode}, expected 64x64 in RGB")
+                raise ValueError(
+                    f"it has {image.width}x{image.height} pixels in mode {image.mode}, expected 64x64 in RGB"
+                )
             return np.asarray(image).transpose(2, 0, 1)
     except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         reason = "it is not a JPEG image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
@@ -115,10 +128,14 @@ def _image_files(folder: Path) -> list[str]:  # relative to the folder, sorted
     return [name for name in names if image_key(name) is not None]
 
 # %% ../../nbs/02_data/11_eurosat.ipynb #a3efa544
-def _decode_all(source: Path, image_size: int, counts: dict[str, int], max_undecodable: int, progress: bool) -> tuple[np.ndarray, dict]:
+def _decode_all(
+    source: Path, image_size: int, counts: dict[str, int], max_undecodable: int, progress: bool
+) -> tuple[np.ndarray, dict]:
     "Every image of a zip or folder as one array, with names, labels and the list of those that do not decode."
     images, undecodable = {}, {}
-    for name, data in tqdm(_read_images(source), total=sum(counts.values()), desc="EuroSAT, decoding", disable=not progress):
+    for name, data in tqdm(
+        _read_images(source), total=sum(counts.values()), desc="EuroSAT, decoding", disable=not progress
+    ):
         key = image_key(name)
         if key in images or key in undecodable:
             raise ValueError(f"{source}: image {name} is there twice, in two folders; keep one")
@@ -129,7 +146,10 @@ def _decode_all(source: Path, image_size: int, counts: dict[str, int], max_undec
     found = Counter(EUROSAT_CLASSES[label] for label, _ in (*images, *undecodable))
     for name, expected in counts.items():
         if found[name] != expected:
-            raise ValueError(f"{source} has {found[name]:,} images of class {name}, expected {expected:,}: it is incomplete or another data set")
+            raise ValueError(
+                f"{source} has {found[name]:,} images of class {name}, expected {expected:,}: it is incomplete or "
+                "another data set"
+            )
     problems = [undecodable[key] for key in sorted(undecodable)]
     _refuse_undecodable(source, problems, max_undecodable)
     keys = sorted(images)
@@ -145,7 +165,10 @@ def _refuse_undecodable(source: Path, problems: list[str], most: int) -> None:
     if len(problems) > most:
         path = write_json(cache_folder() / f"undecodable-{source.stem}.json", problems)
         few = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise ValueError(f"{source}: {len(problems):,} images cannot be used, at most {most:,} may ({few}): replace them; all are listed in {path}")
+        raise ValueError(
+            f"{source}: {len(problems):,} images cannot be used, at most {most:,} may ({few}): replace them; all are "
+            f"listed in {path}"
+        )
 
 # %% ../../nbs/02_data/11_eurosat.ipynb #57254d85
 def load_eurosat(
@@ -154,14 +177,18 @@ def load_eurosat(
     max_undecodable: int = 0,  # so many images may be left out because they do not decode
     counts: dict[str, int] = EUROSAT_COUNTS,  # expected images of each class; for tests
     progress: bool = True,
-) -> tuple[np.ndarray, np.ndarray, list[str], dict]:  # images uint8 `[N, 3, H, W]`, labels int64 `[N]`, file names, provenance
+) -> tuple[
+    np.ndarray, np.ndarray, list[str], dict
+]:  # images uint8 `[N, 3, H, W]`, labels int64 `[N]`, file names, provenance
     "All of EuroSAT, decoded once and mapped into memory afterwards."
     if image_size not in IMAGE_SIZES:
         raise ValueError(f"image_size {image_size} for eurosat: expected one of {', '.join(map(str, IMAGE_SIZES))}")
     source = find_eurosat(folder)
     sha256 = file_checksum(source) if source.is_file() else folder_checksum(source, _image_files(source))
     entry = f"eurosat-{sha256[:16]}-{image_size}"
-    images, description = cached_array(entry, lambda: _decode_all(source, image_size, counts, max_undecodable, progress))
+    images, description = cached_array(
+        entry, lambda: _decode_all(source, image_size, counts, max_undecodable, progress)
+    )
     _refuse_undecodable(source, description["undecodable"], max_undecodable)  # an earlier call may have allowed more
     official = sha256 == OFFICIAL["sha256"]
     provenance = {
@@ -169,7 +196,9 @@ def load_eurosat(
         "source": source.name,
         "sha256": sha256,
         "official": official,
-        "note": "official archive" if official else "user's copy: names, counts by class and size of every image were checked",
+        "note": "official archive"
+        if official
+        else "user's copy: names, counts by class and size of every image were checked",
         "licence": "MIT",
         "cite": "Helber et al., 2019, EuroSAT",
         "undecodable": description["undecodable"],
@@ -185,7 +214,9 @@ def random_split(
 ) -> tuple[np.ndarray, np.ndarray]:  # indices of training and validation images
     "Divide images at random, as the talk does."
     if not 0 < train < count:
-        raise ValueError(f"a split with {train:,} training images: expected 1 to {count - 1:,}, one less than there are images")
+        raise ValueError(
+            f"a split with {train:,} training images: expected 1 to {count - 1:,}, one less than there are images"
+        )
     order = np.random.default_rng([seed, 22_000]).permutation(count)
     return order[:train], order[train:]
 
@@ -196,16 +227,23 @@ def spatial_names(
 ) -> list[str]:  # file names, <Class>_<number>.jpg
     "The names in one of the published lists of the split by longitude."
     if part not in SPATIAL_LISTS:
-        raise ValueError(f"part {part!r} of the spatial split: expected train, val or test.{did_you_mean(part, SPATIAL_LISTS)}")
+        raise ValueError(
+            f"part {part!r} of the spatial split: expected train, val or test.{did_you_mean(part, SPATIAL_LISTS)}"
+        )
     (count, md5), name = SPATIAL_LISTS[part], f"eurosat-spatial-{part}.txt"
     path = Path(folder) / name if folder is not None else None
     if path is None or not path.is_file():
         path = download(SPATIAL_URL + name, cache_folder() / "downloads" / name, md5=md5, progress=False)
     if (found := checksum(path, "md5")) != md5:
-        raise ValueError(f"{path} has md5 {found}, expected {md5}: it is not the published list; remove it to download that one")
+        raise ValueError(
+            f"{path} has md5 {found}, expected {md5}: it is not the published list; remove it to download that one"
+        )
     names = path.read_text(encoding="ascii").split()
     if len(set(names)) != count:
-        raise ValueError(f"{path} names {len(set(names)):,} different images, expected {count:,}: remove it to download the published list")
+        raise ValueError(
+            f"{path} names {len(set(names)):,} different images, expected {count:,}: remove it to download the "
+            "published list"
+        )
     return names
 
 # %% ../../nbs/02_data/11_eurosat.ipynb #2e72c044

@@ -35,11 +35,19 @@ def _check_image(image: np.ndarray, path: Path, descriptions: tuple[str, ...] | 
     "Raise GeoTiffError unless the array can be written."
     bands = image[None] if image.ndim == 2 else image
     if bands.ndim != 3 or 0 in bands.shape:
-        raise GeoTiffError(f"{path}: image of shape {image.shape}, expected [bands, height, width] or [height, width]: transpose or reshape it")
+        raise GeoTiffError(
+            f"{path}: image of shape {image.shape}, expected [bands, height, width] or [height, width]: transpose or "
+            "reshape it"
+        )
     if bands.dtype.name not in PIXEL_TYPES:
-        raise GeoTiffError(f"{path}: image of type {image.dtype}, expected one of {', '.join(PIXEL_TYPES)}: convert it with astype")
+        raise GeoTiffError(
+            f"{path}: image of type {image.dtype}, expected one of {', '.join(PIXEL_TYPES)}: convert it with astype"
+        )
     if descriptions is not None and len(descriptions) != len(bands):
-        raise GeoTiffError(f"{path}: {len(descriptions)} band descriptions {tuple(descriptions)}, expected {len(bands)}: give one for each band")
+        raise GeoTiffError(
+            f"{path}: {len(descriptions)} band descriptions {tuple(descriptions)}, expected {len(bands)}: give one for "
+            "each band"
+        )
     return bands
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #036a3fc9
@@ -58,14 +66,27 @@ def write_geotiff(
     colour = {"photometric": "RGB", "alpha": "NO"} if count >= 3 and bands.dtype == np.uint8 else {}
     try:
         with MemoryFile() as memory:
-            with memory.open(driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype.name, crs=crs, transform=transform,
-                             nodata=nodata, compress="deflate", interleave="band", **colour) as file:
+            with memory.open(
+                driver="GTiff",
+                count=count,
+                height=height,
+                width=width,
+                dtype=bands.dtype.name,
+                crs=crs,
+                transform=transform,
+                nodata=nodata,
+                compress="deflate",
+                interleave="band",
+                **colour,
+            ) as file:
                 file.write(bands)
                 for number, name in enumerate(descriptions or (), start=1):
                     file.set_band_description(number, name)
             return write_bytes(path, bytes(memory.getbuffer()))
     except CRSError as error:
-        raise GeoTiffError(f"{path}: coordinate system {crs!r} is unknown ({error}): give an EPSG code such as {DEFAULT_CRS!r}") from error
+        raise GeoTiffError(
+            f"{path}: coordinate system {crs!r} is unknown ({error}): give an EPSG code such as {DEFAULT_CRS!r}"
+        ) from error
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #fa3de9bd
 _CACHE = 2**27  # bytes that GDAL may keep; it would take a twentieth of the memory
@@ -77,30 +98,62 @@ def _check_path(path: str | Path) -> Path:
     "Raise unless this is a plain local file that starts like a TIFF."
     text = str(path)
     if text.startswith("/vsi") or "://" in text:
-        raise GeoTiffError(f"{text!r} is a virtual path or an address, expected a local file: download or unpack it first")
+        raise GeoTiffError(
+            f"{text!r} is a virtual path or an address, expected a local file: download or unpack it first"
+        )
     if not (path := Path(path)).is_file():
-        raise FileNotFoundError(f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected a GeoTIFF file: correct the path")
+        raise FileNotFoundError(
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}, expected a GeoTIFF file: correct the path"
+        )
     with open(path, "rb") as file:
         start = file.read(4)
     if start not in _MAGIC:
-        raise GeoTiffError(f"{path} starts with {start!r}, expected a TIFF's {_MAGIC[0]!r} or alike: convert it with gdal_translate -of GTiff")
+        raise GeoTiffError(
+            f"{path} starts with {start!r}, expected a TIFF's {_MAGIC[0]!r} or alike: convert it with gdal_translate "
+            "-of GTiff"
+        )
     return path
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #6c6507b7
-_BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # TIFF 6.0 and BigTIFF
+_BYTES_OF_TYPE = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}  # TIFF 6.0 and BigTIFF
 
 
 def _check_tags(path: Path) -> None:
     "Raise GeoTiffError unless the first image's tags lie whole inside the file."
-    size, damaged = path.stat().st_size, GeoTiffError(f"{path}: a tag lies past the end, expected a whole GeoTIFF: it is truncated or damaged, fetch it again")
+    size, damaged = (
+        path.stat().st_size,
+        GeoTiffError(
+            f"{path}: a tag lies past the end, expected a whole GeoTIFF: it is truncated or damaged, fetch it again"
+        ),
+    )
     with open(path, "rb") as file:
         magic = file.read(4)
         order, big = "<" if magic[:1] == b"I" else ">", 43 in magic
-        first, number, entry = (struct.Struct(order + form) for form in (("4xQ", "Q", "HHQQ") if big else ("I", "H", "HHII")))
+        first, number, entry = (
+            struct.Struct(order + form) for form in (("4xQ", "Q", "HHQQ") if big else ("I", "H", "HHII"))
+        )
         try:
             file.seek(first.unpack(file.read(first.size))[0])
             count = number.unpack(file.read(number.size))[0]
-            table = file.read(min(count, 65_536) * entry.size)  # a tag's number has 16 bits: a longer table is an attack
+            # a tag's number has 16 bits: a longer table is an attack
+            table = file.read(min(count, 65_536) * entry.size)
             if len(table) != count * entry.size:
                 raise damaged
             for _, kind, length, offset in entry.iter_unpack(table):
@@ -111,26 +164,44 @@ def _check_tags(path: Path) -> None:
             raise damaged from error
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #fb3f8da0
-def _check_content(file: rasterio.DatasetReader, path: Path, bands: int | None, dtype: str | None, max_bytes: int) -> None:
+def _check_content(
+    file: rasterio.DatasetReader, path: Path, bands: int | None, dtype: str | None, max_bytes: int
+) -> None:
     "Raise GeoTiffError unless bands, pixel type and declared size are as expected."
     types = sorted(set(file.dtypes))
     if bands is not None and file.count != bands:
-        raise GeoTiffError(f"{path} has {file.count} bands {file.descriptions}, expected {bands}: choose bands, or a model for {file.count}")
+        raise GeoTiffError(
+            f"{path} has {file.count} bands {file.descriptions}, expected {bands}: choose bands, or a model for "
+            f"{file.count}"
+        )
     if dtype is not None and types != [dtype]:
         raise GeoTiffError(f"{path} has pixels of type {', '.join(types)}, expected {dtype}: rescale and convert it")
     if len(types) != 1 or types[0] not in PIXEL_TYPES:
-        raise GeoTiffError(f"{path} has pixels of type {', '.join(types)}, expected one of {', '.join(PIXEL_TYPES)} for all bands: convert it")
+        raise GeoTiffError(
+            f"{path} has pixels of type {', '.join(types)}, expected one of {', '.join(PIXEL_TYPES)} for all bands: "
+            "convert it"
+        )
     declared = file.count * file.height * file.width * np.dtype(types[0]).itemsize
     if declared > max_bytes:
-        raise GeoTiffError(f"{path} declares {declared:,} bytes of pixels, expected at most {max_bytes:,}: read it in windows, or raise max_bytes")
+        raise GeoTiffError(
+            f"{path} declares {declared:,} bytes of pixels, expected at most {max_bytes:,}: read it in windows, or "
+            "raise max_bytes"
+        )
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #8dc66f70
 def _check_blocks(file: rasterio.DatasetReader, path: Path) -> None:
     "Raise GeoTiffError where a single pixel cannot be read without unpacking a large part of the file."
     together = file.count if file.interleaving == Interleaving.pixel else 1
-    size = together * max(height * width for height, width in file.block_shapes) * max(np.dtype(kind).itemsize if kind in PIXEL_TYPES else 16 for kind in file.dtypes)
+    size = (
+        together
+        * max(height * width for height, width in file.block_shapes)
+        * max(np.dtype(kind).itemsize if kind in PIXEL_TYPES else 16 for kind in file.dtypes)
+    )
     if size > LARGEST_BLOCK:
-        raise GeoTiffError(f"{path} has blocks of {size:,} bytes, expected at most {LARGEST_BLOCK:,}: write it in tiles, as gdal_translate -co TILED=YES does")
+        raise GeoTiffError(
+            f"{path} has blocks of {size:,} bytes, expected at most {LARGEST_BLOCK:,}: write it in tiles, as "
+            "gdal_translate -co TILED=YES does"
+        )
 
 
 @contextmanager
@@ -139,20 +210,24 @@ def open_geotiff(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     path = _check_path(path)
     _check_tags(path)
     try:
-        inside_this_file = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE)
+        inside_this_file = rasterio.Env(
+            GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE
+        )
         with inside_this_file, rasterio.open(path, driver="GTiff", GEOREF_SOURCES="INTERNAL") as file:
             _check_blocks(file, path)
             yield file
     except RasterioError as error:
-        raise GeoTiffError(f"{path} cannot be read ({error}), expected a whole GeoTIFF: it is truncated or damaged, fetch it again") from error
+        raise GeoTiffError(
+            f"{path} cannot be read ({error}), expected a whole GeoTIFF: it is truncated or damaged, fetch it again"
+        ) from error
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #6c5f954c
 def read_geotiff(
     path: str | Path,
-    bands: int | None = None,    # required number of bands, any if None
-    dtype: str | None = None,    # required type of the pixels, such as 'uint8'; any in `PIXEL_TYPES` if None
-    max_bytes: int = 2**29,      # most bytes that the pixels may take in memory
-) -> tuple[np.ndarray, dict]:    # image `[C, H, W]`; crs, transform, descriptions, nodata, as `write_geotiff` takes them
+    bands: int | None = None,  # required number of bands, any if None
+    dtype: str | None = None,  # required type of the pixels, such as 'uint8'; any in `PIXEL_TYPES` if None
+    max_bytes: int = 2**29,  # most bytes that the pixels may take in memory
+) -> tuple[np.ndarray, dict]:  # image `[C, H, W]`; crs, transform, descriptions, nodata, as `write_geotiff` takes them
     "Read a whole GeoTIFF and its georeference."
     with open_geotiff(path) as file:
         _check_content(file, Path(path), bands, dtype, max_bytes)

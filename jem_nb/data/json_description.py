@@ -42,7 +42,9 @@ def read_object(
     path = Path(path)
     if not path.is_file():
         near = did_you_mean(path.name, [other.name for other in path.parent.glob(f"*{path.suffix}")])
-        raise FileNotFoundError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a JSON file there.{near}")
+        raise FileNotFoundError(
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a JSON file there.{near}"
+        )
     if (size := path.stat().st_size) > max_bytes:
         raise ValueError(f"{path} has {size:,} bytes: expected a JSON file of at most {max_bytes:,}")
     try:
@@ -78,12 +80,19 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
                 return _converted(value, part, where)
     elif origin is tuple and isinstance(value, list) and (parts[-1] is Ellipsis or len(parts) == len(value)):
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        return tuple(_converted(item, kind, f"{where}[{number}]") for number, (item, kind) in enumerate(zip(value, kinds)))
-    elif origin is dict and isinstance(value, dict) and (parts[0] is str or all(re.fullmatch(r"0|-?[1-9]\d{0,17}", name) for name in value)):
+        return tuple(
+            _converted(item, kind, f"{where}[{number}]") for number, (item, kind) in enumerate(zip(value, kinds))
+        )
+    elif (
+        origin is dict
+        and isinstance(value, dict)
+        and (parts[0] is str or all(re.fullmatch(r"0|-?[1-9]\d{0,17}", name) for name in value))
+    ):
         return {parts[0](name): _converted(item, parts[1], f"{where}[{name!r}]") for name, item in value.items()}
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_object(hint, value, where)
-    elif hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # 1e999 is a legal JSON number
+    # 1e999 is a legal JSON number
+    elif hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     elif hint is not float and type(value) is hint:
         return value
@@ -103,7 +112,9 @@ def from_object(
     names = [field.name for field in needed]
     for name in content:
         if name not in names:
-            raise ValueError(f"{where}: unknown name {name!r}, expected some of {', '.join(names)}.{did_you_mean(name, names)}")
+            raise ValueError(
+                f"{where}: unknown name {name!r}, expected some of {', '.join(names)}.{did_you_mean(name, names)}"
+            )
     for field in needed:
         if field.name not in content and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: {field.name!r} is missing, expected {_words(hints[field.name])}: add it")

@@ -20,7 +20,15 @@ from .resize import IGNORED
 from .scene_painting import PIXEL_CLASSES, PIXEL_COLOURS
 
 # %% ../../nbs/02_data/17_pictures.ipynb #4bd03b23
-_ALIKE = {"building": "buildings", "vegetation": "trees", "forest": "trees", "background": "low vegetation", "road": "roads", "bare": "bare land", "grass": "low vegetation"}
+_ALIKE = {
+    "building": "buildings",
+    "vegetation": "trees",
+    "forest": "trees",
+    "background": "low vegetation",
+    "road": "roads",
+    "bare": "bare land",
+    "grass": "low vegetation",
+}
 _SPARE = ("#CC79A7", "#56B4E9", "#999933", "#882255", "#44AA99", "#BBBBBB", "#332288", "#AA4499")
 
 
@@ -31,7 +39,9 @@ def class_colours(classes: Sequence[str]) -> tuple[str, ...]:  # '#RRGGBB', all 
     colours = [colour if colour not in colours[:number] else None for number, colour in enumerate(colours)]
     spare = [colour for colour in (*_SPARE, *PIXEL_COLOURS) if colour not in colours]
     if colours.count(None) > len(spare):
-        raise ValueError(f"{len(classes)} classes: expected at most {len(_SPARE) + len(PIXEL_COLOURS)} for a map; draw fewer")
+        raise ValueError(
+            f"{len(classes)} classes: expected at most {len(_SPARE) + len(PIXEL_COLOURS)} for a map; draw fewer"
+        )
     return tuple(colour or spare.pop(0) for colour in colours)
 
 # %% ../../nbs/02_data/17_pictures.ipynb #3d895b53
@@ -41,7 +51,9 @@ def colour_maps(
 ) -> Tensor:  # uint8 [N, 3, H, W]
     "Maps of classes as red, green and blue."
     palette = torch.zeros(256, 3, dtype=torch.uint8)
-    palette[: len(classes)] = torch.tensor([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in class_colours(classes)])
+    palette[: len(classes)] = torch.tensor(
+        [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in class_colours(classes)]
+    )
     if len(wrong := labels[(labels != IGNORED) & ((labels < 0) | (labels >= len(classes)))]):
         raise ValueError(f"labels hold {wrong[0]}: expected 0 to {len(classes) - 1}, or {IGNORED} for none")
     return palette[labels.long()].permute(0, 3, 1, 2)
@@ -55,14 +67,20 @@ def map_sheet(
     "Images in a row, in 128 colours, and below them their maps, row by row."
     strip = to_bytes(images.nan_to_num().cpu())[:, :3].expand(-1, 3, -1, -1)
     # few colours make a small file, which lies beside a record
-    few = Image.fromarray(np.hstack(strip.permute(0, 2, 3, 1).numpy())).quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
+    few = (
+        Image.fromarray(np.hstack(strip.permute(0, 2, 3, 1).numpy()))
+        .quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        .convert("RGB")
+    )
     shown = torch.from_numpy(np.stack(np.hsplit(np.asarray(few), len(strip)))).permute(0, 3, 1, 2)
     rows = torch.stack([shown, *(colour_maps(labels.cpu(), classes) for labels in maps)])  # [rows, N, 3, H, W]
     count, number, _, height, width = rows.shape
     sheet = rows.permute(0, 3, 1, 4, 2).reshape(count * height, number * width, 3).numpy()
     file = io.BytesIO()
     # with those of the classes they still fit into a palette, where every colour stays exact
-    Image.fromarray(np.ascontiguousarray(sheet)).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(sheet)).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        file, format="PNG", optimize=True
+    )
     return file.getvalue()
 
 # %% ../../nbs/02_data/17_pictures.ipynb #817a48f0
@@ -81,5 +99,7 @@ def sample_sheet(
         top, left = height * (number // columns), width * (number % columns)
         sheet[top : top + height, left : left + width] = image
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, format=kind, optimize=True, quality=quality, subsampling=0 if quality > 90 else -1)  # JPEG would halve the resolution of colours
+    Image.fromarray(sheet).save(
+        file, format=kind, optimize=True, quality=quality, subsampling=0 if quality > 90 else -1
+    )  # JPEG would halve the resolution of colours
     return file.getvalue()

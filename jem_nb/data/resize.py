@@ -18,7 +18,10 @@ def area_resize(
     if images.dtype != np.uint8 or height != width:
         raise ValueError(f"images are {images.dtype} of {height}x{width}: expected square uint8 images")
     if size < 1 or height % size:
-        raise ValueError(f"image size {size}: expected a divisor of {height}, the size of the stored images (for example {height // 2})")
+        raise ValueError(
+            f"image size {size}: expected a divisor of {height}, the size of the stored images (for example "
+            f"{height // 2})"
+        )
     factor = height // size
     total = np.zeros((*images.shape[:-2], size, size), np.uint32)
     for row in range(factor):  # adding whole planes is several times faster than summing many little boxes
@@ -39,7 +42,10 @@ def majority_resize(
     if labels.dtype != np.uint8 or height != width:
         raise ValueError(f"labels are {labels.dtype} of {height}x{width}: expected square uint8 maps")
     if size < 1 or height % size:
-        raise ValueError(f"image size {size}: expected a divisor of {height}, the size of the stored labels (for example {height // 2})")
+        raise ValueError(
+            f"image size {size}: expected a divisor of {height}, the size of the stored labels (for example "
+            f"{height // 2})"
+        )
     boxes = labels.reshape(*labels.shape[:-2], size, height // size, size, width // size)
     winners = np.full((*labels.shape[:-2], size, size), IGNORED, np.uint8)
     most = np.zeros(winners.shape, np.int64)

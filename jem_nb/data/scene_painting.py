@@ -15,7 +15,8 @@ import scipy  # its parts load when first used
 
 # %% ../../nbs/02_data/09_scene_painting.ipynb #5be15402
 PIXEL_CLASSES = ("buildings", "low vegetation", "trees", "bare land", "water", "roads")
-PIXEL_COLOURS = ("#D55E00", "#F0E442", "#009E73", "#E69F00", "#0072B2", "#777777")  # for maps; told apart by colour-blind readers
+# for maps; told apart by colour-blind readers
+PIXEL_COLOURS = ("#D55E00", "#F0E442", "#009E73", "#E69F00", "#0072B2", "#777777")
 MATERIALS = {  # red, green, blue, near infrared; grain; pixel class
     "trees": ((32, 62, 54, 116), 0.07, "trees"),
     "hedge": ((46, 78, 62, 124), 0.10, "trees"),
@@ -77,7 +78,8 @@ class Canvas:
         self.angle = self.generator.uniform(0, np.pi)
 
     def paint(self, material: str, spread: float = 0.08) -> int:  # the new paint's number
-        "Mix a paint of a material; `spread` is the relative variation of its brightness, a fifth of it that of its hue."
+        """Mix a paint of a material; `spread` is the relative variation of its brightness, a fifth of it that of its
+        hue."""
         colour, grain, meaning = MATERIALS[material]
         gain = np.exp(spread * (1.2 * self.generator.standard_normal() + 0.25 * self.generator.standard_normal(4)))
         self.paints.append((np.array(colour) * gain, grain, PIXEL_CLASSES.index(meaning)))
@@ -87,7 +89,9 @@ class Canvas:
         "A paint of one material, drawn with the given shares."
         return self.paint(materials[self.generator.choice(len(materials), p=shares)], spread)
 
-    def palette(self, count: int, materials: tuple, shares: list[float] | None = None, spread: float = 0.12) -> np.ndarray:
+    def palette(
+        self, count: int, materials: tuple, shares: list[float] | None = None, spread: float = 0.12
+    ) -> np.ndarray:
         "The numbers of `count` new paints, their materials drawn with the given shares: `[count]`."
         return np.array([self.paint_one_of(materials, shares, spread) for _ in range(count)], dtype=np.uint8)
 
@@ -103,7 +107,12 @@ def curve(canvas: Canvas, bend: float = 1.0) -> np.ndarray:
     "Distance in metres to a random curve that crosses the canvas, `[size, size]`; straight where `bend` is 0."
     g = canvas.generator
     along, across = frame(canvas, g.uniform(0, np.pi))
-    offset, parabola, wave, phase = g.normal(0, 90), g.normal(0, 3e-4) * bend, g.normal(0, 25) * bend, g.uniform(0, 6.28)
+    offset, parabola, wave, phase = (
+        g.normal(0, 90),
+        g.normal(0, 3e-4) * bend,
+        g.normal(0, 25) * bend,
+        g.uniform(0, 6.28),
+    )
     return np.abs(across - offset - parabola * along**2 - wave * np.sin(along / 110 + phase))
 
 # %% ../../nbs/02_data/09_scene_painting.ipynb #0699e5aa
@@ -162,7 +171,11 @@ def town(
     block = g.uniform(90, 220)
     streets = np.minimum(along % block, across % (1.4 * block)) < street
     buildings = (g.random((64, 64)) < built)[i, j] & (u % 1 < side_u[i, j]) & (v % 1 < side_v[i, j]) & ~streets
-    paints = np.where(buildings, roofs[g.integers(len(roofs), size=(64, 64))[i, j]], grounds[g.integers(len(grounds), size=(64, 64))[i, j]])
+    paints = np.where(
+        buildings,
+        roofs[g.integers(len(roofs), size=(64, 64))[i, j]],
+        grounds[g.integers(len(grounds), size=(64, 64))[i, j]],
+    )
     return np.where(streets, canvas.paint("asphalt"), paints), buildings
 
 # %% ../../nbs/02_data/09_scene_painting.ipynb #4858616f

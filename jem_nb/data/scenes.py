@@ -25,7 +25,12 @@ def annual_crop(canvas: Canvas) -> np.ndarray:
     g = canvas.generator
     green, width = g.uniform(0.1, 0.6), g.uniform(150, 420)
     soils = (1 - green) * np.array([0.35, 0.15, 0.35, 0.15])  # harvested and light soils prevail
-    ground, plots = parcels(canvas, width, width * g.uniform(0.8, 3), canvas.palette(6, ("crop", "grass", *SOILS), [0.95 * green, 0.05 * green, *soils], 0.13))
+    ground, plots = parcels(
+        canvas,
+        width,
+        width * g.uniform(0.8, 3),
+        canvas.palette(6, ("crop", "grass", *SOILS), [0.95 * green, 0.05 * green, *soils], 0.13),
+    )
     if g.random() < 0.45:
         ground = np.where(borders(plots), canvas.paint_one_of(("hedge", "dry grass", "pale soil")), ground)
     return ground
@@ -51,7 +56,9 @@ def pasture(canvas: Canvas) -> np.ndarray:
     g = canvas.generator
     dry = g.beta(1, 8)
     shares = [0.85 * (1 - dry), 0.1 * (1 - dry), 0.05 * (1 - dry), dry]
-    ground, plots = meadows(canvas, canvas.palette(g.integers(3, 16), ("grass", "crop", "hedge", "dry grass"), shares, 0.10))
+    ground, plots = meadows(
+        canvas, canvas.palette(g.integers(3, 16), ("grass", "crop", "hedge", "dry grass"), shares, 0.10)
+    )
     if g.random() < 0.75:
         ground = np.where(borders(plots), canvas.paint("hedge"), ground)
     if g.random() < 0.4:
@@ -92,7 +99,9 @@ def industrial(canvas: Canvas) -> np.ndarray:
     bright = g.uniform(0.35, 0.8)
     roofs = canvas.palette(6, ROOFS, [bright, (1 - bright) / 2, (1 - bright) / 4, (1 - bright) / 4], 0.15)
     grounds = canvas.palette(4, ("asphalt", "dark soil", "grass", "pale soil"), [0.4, 0.2, 0.2, 0.2])
-    ground, halls = town(canvas, g.uniform(55, 120), roofs, grounds, built=g.uniform(0.4, 0.85), street=g.uniform(6, 16))
+    ground, halls = town(
+        canvas, g.uniform(55, 120), roofs, grounds, built=g.uniform(0.4, 0.85), street=g.uniform(6, 16)
+    )
     cell = canvas.size // 64 or 1
     shadows = np.zeros_like(halls)
     shadows[:-cell, :-cell] = halls[cell:, cell:]  # the sun stands in the south-east, as in a morning overpass
@@ -108,7 +117,9 @@ def residential(canvas: Canvas) -> np.ndarray:
     pale = g.beta(1, 3)
     roofs = canvas.palette(6, ROOFS, [0.3 * pale, 0.2, 0.6 - 0.2 * pale, 0.2 - 0.1 * pale], 0.15)
     gardens = ("grass", "hedge", "asphalt", "pale soil") if g.random() < 0.7 else ("pale soil", "stubble", "asphalt")
-    ground, _ = town(canvas, g.uniform(16, 30), roofs, canvas.palette(4, gardens), built=g.uniform(0.5, 0.9), street=g.uniform(5, 14))
+    ground, _ = town(
+        canvas, g.uniform(16, 30), roofs, canvas.palette(4, gardens), built=g.uniform(0.5, 0.9), street=g.uniform(5, 14)
+    )
     if g.random() < 0.5:
         ground[patches(canvas, g.uniform(0.03, 0.2), 1.5)] = canvas.paint_one_of(("trees", "hedge", "grass"))
     return ground
@@ -124,7 +135,8 @@ def highway(canvas: Canvas) -> np.ndarray:
     "A road of two carriageways across other land, at times with a side road."
     g, verges = canvas.generator, ("grass", "hedge", "dry grass")
     ground = countryside(canvas)
-    for smallest, largest in [(22, 36), (6, 12)][: 1 + (g.random() < 0.4)]:  # half of the width in metres; the second is a side road
+    # half of the width in metres; the second is a side road
+    for smallest, largest in [(22, 36), (6, 12)][: 1 + (g.random() < 0.4)]:
         distance, half = curve(canvas, 0.8), g.uniform(smallest, largest)
         if g.random() < 0.5:
             ground[distance < half + g.uniform(10, 30)] = canvas.paint_one_of(verges)
@@ -159,8 +171,16 @@ def sea_or_lake(canvas: Canvas) -> np.ndarray:
 
 # %% ../../nbs/02_data/10_scenes.ipynb #867b3c23
 LAYOUTS: dict[str, Callable[[Canvas], np.ndarray]] = {  # in EuroSAT's order
-    "annual crop": annual_crop, "forest": forest, "herbaceous": herbaceous, "highway": highway, "industrial": industrial,
-    "pasture": pasture, "permanent crop": permanent_crop, "residential": residential, "river": river, "sea or lake": sea_or_lake,
+    "annual crop": annual_crop,
+    "forest": forest,
+    "herbaceous": herbaceous,
+    "highway": highway,
+    "industrial": industrial,
+    "pasture": pasture,
+    "permanent crop": permanent_crop,
+    "residential": residential,
+    "river": river,
+    "sea or lake": sea_or_lake,
 }
 SCENE_CLASSES = tuple(LAYOUTS)
 SCENE_BANDS = ("red", "green", "blue", "nir")
@@ -174,13 +194,17 @@ def _check_size(size: int) -> int:
 
 # %% ../../nbs/02_data/10_scenes.ipynb #c448888f
 def make_scene(
-    class_index: int,                # position in `SCENE_CLASSES`
-    size: int,                       # pixels along each side
+    class_index: int,  # position in `SCENE_CLASSES`
+    size: int,  # pixels along each side
     generator: np.random.Generator,  # the only source of chance
-) -> tuple[np.ndarray, np.ndarray]:  # image uint8 `[4, size, size]` (red, green, blue, near infrared), pixel classes uint8 `[size, size]`
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # image uint8 `[4, size, size]` (red, green, blue, near infrared), pixel classes uint8 `[size, size]`
     "One scene of a class, and the class of each pixel as a position in `PIXEL_CLASSES`."
     if not 0 <= index(class_index) < len(SCENE_CLASSES):
-        raise ValueError(f"scene class {class_index}: expected 0 to {len(SCENE_CLASSES) - 1}; SCENE_CLASSES names them in order")
+        raise ValueError(
+            f"scene class {class_index}: expected 0 to {len(SCENE_CLASSES) - 1}; SCENE_CLASSES names them in order"
+        )
     factor = -(-64 // _check_size(size))
     canvas, name = Canvas(size * factor, generator), SCENE_CLASSES[class_index]
     ground = LAYOUTS[name](canvas)
@@ -196,10 +220,12 @@ def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
 
 
 def make_scenes(
-    count: int,   # tiles
-    size: int,    # pixels along each side
-    seed: int,    # 0 or more; together with its number it decides a tile
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # images uint8 `[N, 4, H, W]`, labels int64 `[N]`, pixel classes uint8 `[N, H, W]`
+    count: int,  # tiles
+    size: int,  # pixels along each side
+    seed: int,  # 0 or more; together with its number it decides a tile
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # images uint8 `[N, 4, H, W]`, labels int64 `[N]`, pixel classes uint8 `[N, H, W]`
     "Balanced scenes in a seeded order; tile `i` does not depend on `count`."
     if index(count) < 0 or index(seed) < 0:
         raise ValueError(f"make_scenes: count {count} and seed {seed}, expected both 0 or more; choose others")
@@ -218,7 +244,9 @@ def scene_transform(
     size: int,      # pixels along each side
 ) -> Affine:        # from (column, row) to metres in EPSG:32632
     "Where a tile lies."
-    return from_origin(500_000 + number % 100 * EXTENT, 6_000_000 - number // 100 * EXTENT, EXTENT / size, EXTENT / size)
+    return from_origin(
+        500_000 + number % 100 * EXTENT, 6_000_000 - number // 100 * EXTENT, EXTENT / size, EXTENT / size
+    )
 
 
 def write_scenes(
@@ -241,9 +269,17 @@ def read_scene(image_path: str | Path, label_path: str | Path) -> tuple[np.ndarr
     "Image uint8 `[4, H, W]`, pixel classes uint8 `[H, W]` and the georeference of a tile that `write_scenes` wrote."
     image, place = read_geotiff(image_path, bands=len(SCENE_BANDS), dtype="uint8")
     codes, label_place = read_geotiff(label_path, bands=1, dtype="uint8")
-    for what, of_image, of_labels in (("size", image.shape[1:], codes.shape[1:]), *((k, place[k], label_place[k]) for k in ("crs", "transform"))):
+    for what, of_image, of_labels in (
+        ("size", image.shape[1:], codes.shape[1:]),
+        *((k, place[k], label_place[k]) for k in ("crs", "transform")),
+    ):
         if of_image != of_labels:
-            raise ValueError(f"{label_path} has {what} {of_labels}, expected {of_image} as {image_path} has: give the labels of the same tile")
+            raise ValueError(
+                f"{label_path} has {what} {of_labels}, expected {of_image} as {image_path} has: give the labels of the "
+                "same tile"
+            )
     if codes.max() >= len(PIXEL_CLASSES):
-        raise ValueError(f"{label_path} holds pixel class {codes.max()}, expected 0 to {len(PIXEL_CLASSES) - 1}: write it again")
+        raise ValueError(
+            f"{label_path} holds pixel class {codes.max()}, expected 0 to {len(PIXEL_CLASSES) - 1}: write it again"
+        )
     return image, codes[0], place

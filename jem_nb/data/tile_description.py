@@ -45,7 +45,11 @@ class TileDescription:
     def _problems(self) -> Iterator[tuple[str, str]]:  # field, and what is expected of it
         for what in ("images", "labels"):
             if not (pattern := getattr(self, what)) or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                yield what, "expected a folder or pattern inside the source, such as 'img/*.tif'; to look elsewhere set 'source'"
+                yield (
+                    what,
+                    "expected a folder or pattern inside the source, such as 'img/*.tif'; to look elsewhere set "
+                    "'source'",
+                )
         for what in ("image_key", "label_key"):
             try:
                 groups = re.compile(getattr(self, what)).groups
@@ -59,12 +63,18 @@ class TileDescription:
             yield "classes", f"expected 2 to {MOST_CLASSES} different names"
         for value, name in self.values.items():
             if name not in self.classes:
-                yield "values", f"value {value} is {name!r}, expected one of {', '.join(self.classes)}.{did_you_mean(name, self.classes)}"
+                yield (
+                    "values",
+                    f"value {value} is {name!r}, expected one of "
+                    f"{', '.join(self.classes)}.{did_you_mean(name, self.classes)}",
+                )
         if without := [name for name in self.classes if name not in self.values.values()]:
             yield "values", f"no value means {without[0]!r}, expected one or more for each class"
         if isinstance(self.range, str) and self.range != "percentile":
             yield "range", "expected 'percentile', or [low, high] for each band"
-        if isinstance(self.range, tuple) and (len(self.range) != len(self.bands) or any(low >= high for low, high in self.range)):
+        if isinstance(self.range, tuple) and (
+            len(self.range) != len(self.bands) or any(low >= high for low, high in self.range)
+        ):
             yield "range", f"expected [low, high] for each of {len(self.bands)} bands, with low below high"
         if not 0 <= self.largest_nodata_percent <= 100:
             yield "largest_nodata_percent", "expected 0 to 100"
@@ -80,7 +90,11 @@ def read_description(path: str | Path) -> TileDescription:  # with the whole pat
 def _files(root: Path, pattern: str) -> list[Path]:
     "The rasters that a pattern finds, or that a folder holds."
     found = (root / pattern).iterdir() if (root / pattern).is_dir() else root.glob(pattern)
-    return sorted(path for path in found if path.suffix.lower() in (".tif", ".tiff") and path.is_file() and not path.name.startswith("."))
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in (".tif", ".tiff") and path.is_file() and not path.name.startswith(".")
+    )
 
 
 def find_pairs(
@@ -89,29 +103,57 @@ def find_pairs(
 ) -> list[tuple[str, Path, Path]]:  # key, image and label, in the order of keys
     "Image rasters and the label raster of each."
     root, keyed = Path(root), {}
-    for what, pattern, expression in (("images", description.images, description.image_key), ("labels", description.labels, description.label_key)):
+    for what, pattern, expression in (
+        ("images", description.images, description.image_key),
+        ("labels", description.labels, description.label_key),
+    ):
         keyed[what] = {}
         if not (paths := _files(root, pattern)):
             there = [path.relative_to(root) for path in _files(root, "**/*")]
-            near = did_you_mean(pattern, {name for path in there for name in (str(path.parent), str(path.parent / f"*{path.suffix}"), str(path))})
-            raise FileNotFoundError(f"{what} is {pattern!r}: no GeoTIFF (.tif, .tiff) of that name in {root.name}, expected one or more.{near}")
+            near = did_you_mean(
+                pattern,
+                {
+                    name
+                    for path in there
+                    for name in (str(path.parent), str(path.parent / f"*{path.suffix}"), str(path))
+                },
+            )
+            raise FileNotFoundError(
+                f"{what} is {pattern!r}: no GeoTIFF (.tif, .tiff) of that name in {root.name}, expected one or "
+                f"more.{near}"
+            )
         for path in paths:
             if not (match := re.fullmatch(expression, path.stem)):
-                raise ValueError(f"{path} does not fit {expression!r}, by which {what} are told apart: narrow the pattern {pattern!r}, or correct the expression")
+                raise ValueError(
+                    f"{path} does not fit {expression!r}, by which {what} are told apart: narrow the pattern "
+                    f"{pattern!r}, or correct the expression"
+                )
             if (other := keyed[what].setdefault(match[1], path)) != path:
-                raise ValueError(f"{path} and {other} have the same key {match[1]!r}: expected one of {what} for each; narrow the pattern {pattern!r}")
+                raise ValueError(
+                    f"{path} and {other} have the same key {match[1]!r}: expected one of {what} for each; narrow the "
+                    f"pattern {pattern!r}"
+                )
     for what, other in (("images", "labels"), ("labels", "images")):
         for key in keyed[what].keys() - keyed[other].keys():
             near = did_you_mean(key, keyed[other])
-            raise ValueError(f"{keyed[what][key]} has the key {key!r}, and none of {other} has: expected one for each; add or remove a file.{near}")
+            raise ValueError(
+                f"{keyed[what][key]} has the key {key!r}, and none of {other} has: expected one for each; add or "
+                f"remove a file.{near}"
+            )
     return [(key, path, keyed["labels"][key]) for key, path in sorted(keyed["images"].items())]
 
 # %% ../../nbs/02_data/04_tile_description.ipynb #1f6c74d7
 _NAIP = TileDescription(
-    images="**/img/*.tif", image_key="tile_(.*)", labels="**/mask/*.tif", label_key="mask_(.*)",
+    images="**/img/*.tif",
+    image_key="tile_(.*)",
+    labels="**/mask/*.tif",
+    label_key="mask_(.*)",
     bands={"red": 1, "green": 2, "blue": 3, "nir": 4},
-    classes=("building", "vegetation", "bare land"), values={1: "building", 4: "vegetation", 3: "bare land"},
-    licence="images: public domain (USDA); masks: none stated, never pass them on", cite="USDA NAIP; masks by yinx111, 2025", show_labels=False,
+    classes=("building", "vegetation", "bare land"),
+    values={1: "building", 4: "vegetation", 3: "bare land"},
+    licence="images: public domain (USDA); masks: none stated, never pass them on",
+    cite="USDA NAIP; masks by yinx111, 2025",
+    show_labels=False,
 )
 _SIX = ("background", "building", "road", "bare land", "forest", "water")
 BUILT_IN = {"naip": _NAIP, "naip_six": replace(_NAIP, classes=_SIX, values=dict(enumerate(_SIX)))}
@@ -123,11 +165,18 @@ def find_description(
 ) -> TileDescription:  # with the whole path of its source
     "A built-in description, or one from a file: whole path, or relative to the data folder or the working directory."
     if name in BUILT_IN:
-        where = [] if folder is None else [Path(folder) / below / what for below in ("", "naip") for what in ("naip-ohio.zip", "naip-ohio")]
+        where = (
+            []
+            if folder is None
+            else [Path(folder) / below / what for below in ("", "naip") for what in ("naip-ohio.zip", "naip-ohio")]
+        )
         for path in where:
             if path.exists():
                 return replace(BUILT_IN[name], source=str(path.resolve()))
-        raise FileNotFoundError(f"no naip-ohio.zip or naip-ohio/ in {folder or 'JEM_DATA, which is not set'}: {name} cannot be downloaded, its masks carry no licence; put a copy there")
+        raise FileNotFoundError(
+            f"no naip-ohio.zip or naip-ohio/ in {folder or 'JEM_DATA, which is not set'}: {name} cannot be downloaded, "
+            "its masks carry no licence; put a copy there"
+        )
     if not name.endswith(".json"):
         options = (*BUILT_IN, "a path that ends in .json")
         raise ValueError(f"description {name!r}: expected one of {', '.join(options)}.{did_you_mean(name, BUILT_IN)}")

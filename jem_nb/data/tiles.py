@@ -43,17 +43,25 @@ def _position(name: str, band: int | str, descriptions: tuple, path: Path) -> in
     if isinstance(band, str):
         if descriptions.count(band) != 1:
             near = did_you_mean(band, [text for text in descriptions if text])
-            raise ValueError(f"{path}: {descriptions.count(band)} bands are described as {band!r}, expected one, for {name!r}; the file has {descriptions}.{near}")
+            raise ValueError(
+                f"{path}: {descriptions.count(band)} bands are described as {band!r}, expected one, for {name!r}; the "
+                f"file has {descriptions}.{near}"
+            )
         return descriptions.index(band)
     if not 1 <= band <= len(descriptions):
-        raise ValueError(f"{path}: band {name!r} is number {band}, expected 1 to {len(descriptions)}, as many as the file has")
+        raise ValueError(
+            f"{path}: band {name!r} is number {band}, expected 1 to {len(descriptions)}, as many as the file has"
+        )
     return band - 1
 
 # %% ../../nbs/02_data/13_tiles.ipynb #072fec1f
 def _read_image(description: TileDescription, path: Path) -> _Raster:
     pixels, place = read_geotiff(path)
     if not place["crs"] or place["transform"].b or place["transform"].d:
-        raise ValueError(f"{path} has {'a rotated grid' if place['crs'] else 'no coordinate system'}: expected a north-up GeoTIFF with its place on Earth; warp or georeference it")
+        raise ValueError(
+            f"{path} has {'a rotated grid' if place['crs'] else 'no coordinate system'}: expected a north-up GeoTIFF "
+            "with its place on Earth; warp or georeference it"
+        )
     pixels = pixels[[_position(name, band, place["descriptions"], path) for name, band in description.bands.items()]]
     valid = valid_pixels(pixels, place["nodata"] if description.nodata is None else description.nodata)
     return _Raster(path, pixels, valid, place["crs"], place["transform"])
@@ -72,16 +80,29 @@ def _read_labels(description: TileDescription, path: Path, image: _Raster) -> np
     "The class of each pixel of an image, or `IGNORED`."
     (values, *more), place = read_geotiff(path)
     if more:
-        raise ValueError(f"{path} has {1 + len(more)} bands, expected one with the labels: extract it, for example with gdal_translate -b 1")
+        raise ValueError(
+            f"{path} has {1 + len(more)} bands, expected one with the labels: extract it, for example with "
+            "gdal_translate -b 1"
+        )
     size = image.pixels.shape[1:]
     if values.shape != size:
-        raise ValueError(f"{path} has {values.shape[0]}x{values.shape[1]} pixels, expected {size[0]}x{size[1]} as {image.path.name} has: they must show the same ground")
-    where = [np.array([_ground(grid, 0, 0), _ground(grid, *size[::-1])]) for grid in (place["transform"], image.transform)]
+        raise ValueError(
+            f"{path} has {values.shape[0]}x{values.shape[1]} pixels, expected {size[0]}x{size[1]} as {image.path.name} "
+            "has: they must show the same ground"
+        )
+    where = [
+        np.array([_ground(grid, 0, 0), _ground(grid, *size[::-1])]) for grid in (place["transform"], image.transform)
+    ]
     moved = np.abs((where[0] - where[1]) / (image.transform.a, image.transform.e)).max()
     if moved > 0.01 or place["transform"].b or place["transform"].d:
-        raise ValueError(f"{path} lies {moved:.2f} pixels from {image.path.name}: expected the same transform, {tuple(image.transform)[:6]}; correct the georeference")
+        raise ValueError(
+            f"{path} lies {moved:.2f} pixels from {image.path.name}: expected the same transform, "
+            f"{tuple(image.transform)[:6]}; correct the georeference"
+        )
     if not _same_system(image.crs, place["crs"]):
-        raise ValueError(f"{path} has coordinate system {place['crs']}, expected {image.crs} as {image.path.name} has: reproject it")
+        raise ValueError(
+            f"{path} has coordinate system {place['crs']}, expected {image.crs} as {image.path.name} has: reproject it"
+        )
     labels = np.full(size, IGNORED, np.uint8)
     for value, name in description.values.items():
         labels[values == value] = description.classes.index(name)
@@ -92,31 +113,48 @@ def _read_labels(description: TileDescription, path: Path, image: _Raster) -> np
 def _check_alike(image: _Raster, first: _Raster) -> None:
     "Raise ValueError unless two images can belong to one data set."
     if not _same_system(first.crs, image.crs):
-        raise ValueError(f"{image.path} has coordinate system {image.crs} and {first.path} has {first.crs}: expected one for all files; reproject some of them")
+        raise ValueError(
+            f"{image.path} has coordinate system {image.crs} and {first.path} has {first.crs}: expected one for all "
+            "files; reproject some of them"
+        )
     if image.pixels.dtype != first.pixels.dtype:
-        raise ValueError(f"{image.path} has pixels of type {image.pixels.dtype} and {first.path} of {first.pixels.dtype}: expected one for all files; convert some of them")
+        raise ValueError(
+            f"{image.path} has pixels of type {image.pixels.dtype} and {first.path} of {first.pixels.dtype}: expected "
+            "one for all files; convert some of them"
+        )
 
 # %% ../../nbs/02_data/13_tiles.ipynb #8147cfae
 _MOST_PIXELS = 2**24  # that percentiles are taken over
 
 
-def _ranges(description: TileDescription, images: list[Path]) -> list[list[float]] | None:  # low and high of each band; None for bytes as they are
+def _ranges(
+    description: TileDescription, images: list[Path]
+) -> list[list[float]] | None:  # low and high of each band; None for bytes as they are
     "The values that become 0 and 255."
     first = _read_image(description, images[0])
     if description.range is None:
         if first.pixels.dtype != np.uint8:
-            raise ValueError(f"{first.path} has pixels of type {first.pixels.dtype}: expected 'range' in the description, [low, high] for each band or 'percentile'")
+            raise ValueError(
+                f"{first.path} has pixels of type {first.pixels.dtype}: expected 'range' in the description, [low, "
+                "high] for each band or 'percentile'"
+            )
         return None
     if description.range != "percentile":
         return [list(pair) for pair in description.range]
     step = -(-first.valid.size * len(images) // _MOST_PIXELS)
-    every = np.concatenate([image.pixels[:, image.valid][:, ::step] for image in (_read_image(description, path) for path in images)], axis=1)
+    every = np.concatenate(
+        [image.pixels[:, image.valid][:, ::step] for image in (_read_image(description, path) for path in images)],
+        axis=1,
+    )
     if not every.size:
         raise ValueError(f"{first.path} and the others have no valid pixel: expected some; see 'nodata'")
     ranges = np.percentile(every, (2, 98), axis=1).T.tolist()
     for name, (low, high) in zip(description.bands, ranges):
         if low >= high:
-            raise ValueError(f"band {name!r} has the 2nd percentile {low:g} and the 98th {high:g}: expected them to differ; give its 'range'")
+            raise ValueError(
+                f"band {name!r} has the 2nd percentile {low:g} and the 98th {high:g}: expected them to differ; give "
+                "its 'range'"
+            )
     return ranges
 
 # %% ../../nbs/02_data/13_tiles.ipynb #75dd262b
@@ -129,7 +167,8 @@ class Tiles:
     crs: str
     names: tuple[str, ...]  # key of the raster, row and column of the sample
     places: np.ndarray  # int64 `[N, 3]`: raster, row and column of each sample
-    rasters: dict[str, tuple[float, ...]]  # by key: x and y of the first corner, way to the next column and to the next row in metres, columns, rows
+    # by key: x and y of the first corner, way to the next column and to the next row in metres, columns, rows
+    rasters: dict[str, tuple[float, ...]]
     provenance: dict = field(default_factory=dict)  # JSON types
 
 # %% ../../nbs/02_data/13_tiles.ipynb #c7eb14a4
@@ -139,7 +178,9 @@ def _cut(array: np.ndarray, size: int) -> np.ndarray:  # `[C, H, W]` to `[rows, 
     return boxes.transpose(1, 3, 0, 2, 4)
 
 
-def _sample(image: np.ndarray, valid: np.ndarray, labels: np.ndarray, image_size: int) -> np.ndarray:  # uint8 `[C + 1, image_size, image_size]`
+def _sample(
+    image: np.ndarray, valid: np.ndarray, labels: np.ndarray, image_size: int
+) -> np.ndarray:  # uint8 `[C + 1, image_size, image_size]`
     "Image and labels of a sample in one array, with pixels without data filled."
     if not valid.all():
         image = image.copy()
@@ -147,17 +188,30 @@ def _sample(image: np.ndarray, valid: np.ndarray, labels: np.ndarray, image_size
     return np.concatenate([area_resize(image, image_size), majority_resize(labels, image_size)[None]])
 
 # %% ../../nbs/02_data/13_tiles.ipynb #278395ee
-def _cut_all(description: TileDescription, root: Path, tile_size: int, image_size: int, found: dict) -> Iterator[np.ndarray]:  # uint8 `[C + 1, image_size, image_size]`
-    "All samples, labels last, one raster in memory at a time; what was cut and left out goes to `found`, as JSON types, at the end."
+def _cut_all(
+    description: TileDescription, root: Path, tile_size: int, image_size: int, found: dict
+) -> Iterator[np.ndarray]:  # uint8 `[C + 1, image_size, image_size]`
+    """All samples, labels last, one raster in memory at a time; what was cut and left out goes to `found`, as JSON
+    types, at the end."""
     pairs, first, names, bounds, places, grids = find_pairs(description, root), None, [], [], [], {}
     ranges = _ranges(description, [path for _, path, _ in pairs])
     left_out = {"samples_without_data": 0, "samples_without_labels": 0, "pixels_at_edges": 0}
     for key, image_path, label_path in pairs:
         image = _read_image(description, image_path)
         _check_alike(image, first := first or image)
-        planes = (to_byte_range(image.pixels, ranges), image.valid[None], _read_labels(description, label_path, image)[None])
+        planes = (
+            to_byte_range(image.pixels, ranges),
+            image.valid[None],
+            _read_labels(description, label_path, image)[None],
+        )
         cut = [_cut(plane, tile_size) for plane in planes]
-        grids[key] = [image.transform.c, image.transform.f, image.transform.a, image.transform.e, *image.valid.shape[::-1]]
+        grids[key] = [
+            image.transform.c,
+            image.transform.f,
+            image.transform.a,
+            image.transform.e,
+            *image.valid.shape[::-1],
+        ]
         left_out["pixels_at_edges"] += image.valid.size - cut[1].size
         for row, column in np.ndindex(cut[1].shape[:2]):
             pixels, (valid,), (labels,) = (plane[row, column] for plane in cut)
@@ -169,13 +223,25 @@ def _cut_all(description: TileDescription, root: Path, tile_size: int, image_siz
                 yield _sample(pixels, valid, labels, image_size)
                 names.append(f"{key}_{row}_{column}")
                 places.append([len(grids) - 1, row, column])
-                corners = [_ground(image.transform, tile_size * (column + step), tile_size * (row + step)) for step in (0, 1)]
+                corners = [
+                    _ground(image.transform, tile_size * (column + step), tile_size * (row + step)) for step in (0, 1)
+                ]
                 bounds.append([*np.min(corners, axis=0).tolist(), *np.max(corners, axis=0).tolist()])
     if not names:
-        raise ValueError(f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {first.path}: left out {left_out}; lower tile_size, or correct 'values' or 'nodata'")
+        raise ValueError(
+            f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {first.path}: left out "
+            f"{left_out}; lower tile_size, or correct 'values' or 'nodata'"
+        )
     metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
     found |= {"names": names, "bounds": bounds, "places": places, "grids": grids}
-    found |= {"crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges, "rasters": len(pairs), "left_out": left_out}
+    found |= {
+        "crs": first.crs,
+        "type": first.pixels.dtype.name,
+        "metres": round(metres, 4),
+        "range": ranges,
+        "rasters": len(pairs),
+        "left_out": left_out,
+    }
 
 # %% ../../nbs/02_data/13_tiles.ipynb #d14cab2a
 @contextlib.contextmanager
@@ -211,7 +277,11 @@ def read_tiles(
         raise ValueError(f"image_size {image_size} of tiles of {tile_size} pixels: expected a divisor of tile_size")
     source = Path(description.source)
     sha256 = _source_checksum(description, source)
-    meaning = {name: value for name, value in asdict(description).items() if name not in ("source", "licence", "cite", "show_labels")}
+    meaning = {
+        name: value
+        for name, value in asdict(description).items()
+        if name not in ("source", "licence", "cite", "show_labels")
+    }
     meaning["bands"] = list(description.bands.items())  # their order counts
     entry = f"tiles-3-{sha256[:16]}-{run_id(meaning)}-{tile_size}-{image_size}"
 
@@ -221,18 +291,44 @@ def read_tiles(
 
     array, details = cached_array(entry, lambda: (cut(found := {}), found))
     provenance = {
-        "source": source.name, "sha256": sha256, "official": False, "note": "user's rasters: size, place, coordinate system and labels of each were checked",
-        "licence": description.licence, "cite": description.cite, "show_labels": description.show_labels, "tile_size": tile_size, "pixels_sha256": details["array"]["sha256"],
+        "source": source.name,
+        "sha256": sha256,
+        "official": False,
+        "note": "user's rasters: size, place, coordinate system and labels of each were checked",
+        "licence": description.licence,
+        "cite": description.cite,
+        "show_labels": description.show_labels,
+        "tile_size": tile_size,
+        "pixels_sha256": details["array"]["sha256"],
     } | {name: details[name] for name in ("crs", "range", "rasters", "left_out")}
-    provenance["pixels"] = asdict(PixelMeaning(details["type"], details["range"] and tuple(map(tuple, details["range"])), description.nodata, details["metres"]))
-    return Tiles(array[:, :-1], array[:, -1], np.array(details["bounds"]), details["crs"], tuple(details["names"]), np.array(details["places"]), details["grids"], provenance)
+    provenance["pixels"] = asdict(
+        PixelMeaning(
+            details["type"],
+            details["range"] and tuple(map(tuple, details["range"])),
+            description.nodata,
+            details["metres"],
+        )
+    )
+    return Tiles(
+        array[:, :-1],
+        array[:, -1],
+        np.array(details["bounds"]),
+        details["crs"],
+        tuple(details["names"]),
+        np.array(details["places"]),
+        details["grids"],
+        provenance,
+    )
 
 # %% ../../nbs/02_data/13_tiles.ipynb #4d5b317a
 def ground_pieces(
     tiles: Tiles,
     largest: float,  # metres along the side of a piece, at most; a sample is never divided
-) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:  # bounds float64 `[P, 4]`, names `[P]`, and the piece of each sample int64 `[N]`
-    "The ground of all rasters in pieces: each a whole raster, or a square of one that holds a power of two of samples along its side."
+) -> tuple[
+    np.ndarray, tuple[str, ...], np.ndarray
+]:  # bounds float64 `[P, 4]`, names `[P]`, and the piece of each sample int64 `[N]`
+    """The ground of all rasters in pieces: each a whole raster, or a square of one that holds a power of two of samples
+    along its side."""
     size = tiles.provenance["tile_size"]
     metres = size * max(abs(step) for grid in tiles.rasters.values() for step in grid[2:4])
     side = size * 2 ** max(0, math.floor(math.log2(largest / metres)))  # pixels
@@ -241,8 +337,15 @@ def ground_pieces(
         first.append(len(names))
         wide.append(-(-columns // side))
         for row, column in np.ndindex(-(-rows // side), wide[-1]):
-            corners = [(x + across * min(side * (column + step), columns), y + down * min(side * (row + step), rows)) for step in (0, 1)]
+            corners = [
+                (x + across * min(side * (column + step), columns), y + down * min(side * (row + step), rows))
+                for step in (0, 1)
+            ]
             bounds.append([*np.min(corners, axis=0), *np.max(corners, axis=0)])
             names.append(key if max(columns, rows) <= side else f"{key}_{row}_{column}")
     raster, row, column = tiles.places.T
-    return np.array(bounds), tuple(names), np.array(first)[raster] + row * size // side * np.array(wide)[raster] + column * size // side
+    return (
+        np.array(bounds),
+        tuple(names),
+        np.array(first)[raster] + row * size // side * np.array(wide)[raster] + column * size // side,
+    )

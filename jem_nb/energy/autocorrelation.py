@@ -29,7 +29,9 @@ def _variation(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [B, H, W], [B]
     centred = maps - maps.mean((1, 2), keepdim=True)
     power = centred.square().sum((1, 2))
     # rounding leaves a constant map with variation of its own size in units of the last place
-    varies = ~(power <= maps[0].numel() * (8 * torch.finfo(maps.dtype).eps * maps.detach().abs().amax((1, 2))).square())  # what is not finite varies, and its measure is NaN
+    varies = ~(
+        power <= maps[0].numel() * (8 * torch.finfo(maps.dtype).eps * maps.detach().abs().amax((1, 2))).square()
+    )  # what is not finite varies, and its measure is NaN
     return centred, torch.where(varies, power, 1.0), varies
 
 
@@ -63,8 +65,12 @@ def correlogram(
     for part in [images] if isinstance(images, Tensor) else images:
         maps = part.flatten(0, -3)
         if not 1 <= lags < min(maps.shape[1:]):
-            raise ValueError(f"lags is {lags}: expected 1 to {min(maps.shape[1:]) - 1}, less than the side of images {tuple(part.shape)}")
-        for some in maps.split(max(1, 2**20 // maps[0].numel())):  # a million pixels at a time, for doubles and their products take memory
+            raise ValueError(
+                f"lags is {lags}: expected 1 to {min(maps.shape[1:]) - 1}, less than the side of images "
+                f"{tuple(part.shape)}"
+            )
+        # a million pixels at a time, for doubles and their products take memory
+        for some in maps.split(max(1, 2**20 // maps[0].numel())):
             found.append(torch.stack([morans_i(some.double(), lag) for lag in range(1, lags + 1)]))
     return torch.cat(found, 1).mean(1)
 
@@ -81,7 +87,8 @@ def correlogram_distance(
 def effective_size(
     maps: Tensor,  # floating point [B, H, W]
 ) -> Tensor:  # [B], from 1 to H * W
-    "As how many independent pixels the pixels of a map count, from the correlations of next neighbours in rows and in columns."
+    """As how many independent pixels the pixels of a map count, from the correlations of next neighbours in rows and in
+    columns."""
     centred, power, varies = _variation(maps)
     share = torch.ones_like(power)
     for (first, second), side in zip(neighbours(centred), maps.shape[1:]):

@@ -24,5 +24,8 @@ def energy_of_logits(
     if labels is None:
         return -torch.logsumexp(logits, dim=1)
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected {tuple(logits.shape[:1] + logits.shape[2:])} for logits {tuple(logits.shape)}")
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}: expected {tuple(logits.shape[:1] + logits.shape[2:])} for "
+            f"logits {tuple(logits.shape)}"
+        )
     return -logits.gather(1, labels.unsqueeze(1)).squeeze(1)

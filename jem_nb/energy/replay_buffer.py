@@ -24,13 +24,22 @@ class ReplayBuffer:
         generator: torch.Generator,  # source of slots, re-initialisation and fresh starts
         reinit_probability: float = 0.05,  # share of chains that start from uniform noise
         classes: int | None = None,  # divide the slots among so many classes; None: slots of any class
-        start: Callable[[int, torch.Generator, Tensor | None], Tensor] | None = None,  # draws so many images for new chains, of given classes; None: uniform noise
+        start: Callable[[int, torch.Generator, Tensor | None], Tensor]
+        | None = None,  # draws so many images for new chains, of given classes; None: uniform noise
     ):
         if not 0 <= reinit_probability <= 1:
             raise ValueError(f"reinit_probability is {reinit_probability}: expected 0 to 1")
         if size < 1 or (classes and size % classes):
-            raise ValueError(f"buffer_size is {size}: expected a positive multiple of {classes or 1}, the number of classes that share it")
-        self.generator, self.reinit_probability, self.classes, self.start = generator, reinit_probability, classes, start
+            raise ValueError(
+                f"buffer_size is {size}: expected a positive multiple of {classes or 1}, the number of classes that "
+                "share it"
+            )
+        self.generator, self.reinit_probability, self.classes, self.start = (
+            generator,
+            reinit_probability,
+            classes,
+            start,
+        )
         self.overwritten: deque[tuple[Tensor, Tensor]] = deque(maxlen=0)  # slots and what was in them, see `remember`
         self.puts = 0  # how often chains were written back
         self.images = torch.empty(0)
@@ -41,10 +50,13 @@ class ReplayBuffer:
         shape = shape or tuple(self.images.shape)
         slots = torch.arange(shape[0], device=self.generator.device)
         self.images = self.fresh(shape, slots // (shape[0] // self.classes) if self.classes else None)
-        self.walked = torch.zeros(shape[0], dtype=torch.bool, device=self.generator.device)  # slots with a chain that has taken a step
+        # slots with a chain that has taken a step
+        self.walked = torch.zeros(shape[0], dtype=torch.bool, device=self.generator.device)
         self.overwritten.clear()  # there is no way back from here
 
-    def fresh(self, shape: tuple[int, ...], labels: Tensor | None = None) -> Tensor:  # uniform in [-1, 1] without `start`
+    def fresh(
+        self, shape: tuple[int, ...], labels: Tensor | None = None
+    ) -> Tensor:  # uniform in [-1, 1] without `start`
         "Images to start chains from."
         if self.start is not None:
             return self.start(shape[0], self.generator, labels)
@@ -55,7 +67,8 @@ class ReplayBuffer:
         self,
         count: int,
         labels: Tensor | None = None,  # int64 [count]: the class of each chain; needs `classes`
-        restart: bool = True,  # start some chains afresh; False: images as they are, for an iteration in which no chain walks
+        # start some chains afresh; False: images as they are, for an iteration in which no chain walks
+        restart: bool = True,
     ) -> tuple[Tensor, Tensor]:  # starts of chains `[count, C, H, W]`, a copy, and their slots `[count]`
         "Draw different slots, and start a few of their chains afresh."
         slots = self._slots(count) if labels is None else self._slots_of_classes(labels)
@@ -79,7 +92,10 @@ class ReplayBuffer:
         share, slots = len(self.images) // self.classes, torch.empty_like(labels)
         for label, count in zip(*labels.unique(return_counts=True)):
             if not 0 <= label < self.classes or count > share:
-                raise ValueError(f"{int(count)} chains of class {int(label)}: expected a class below {self.classes} and at most {share} chains of it; enlarge buffer_size")
+                raise ValueError(
+                    f"{int(count)} chains of class {int(label)}: expected a class below {self.classes} and at most "
+                    f"{share} chains of it; enlarge buffer_size"
+                )
             order = torch.randperm(share, generator=self.generator, device=self.generator.device)
             slots[labels == label] = int(label) * share + order[: int(count)]
         return slots
@@ -103,7 +119,9 @@ class ReplayBuffer:
     def undo(self, puts: int) -> None:
         "Take back the last so many puts; raises ValueError where fewer are remembered."
         if puts > len(self.overwritten):
-            raise ValueError(f"{puts} puts to undo: expected at most {len(self.overwritten)}, for so many are remembered")
+            raise ValueError(
+                f"{puts} puts to undo: expected at most {len(self.overwritten)}, for so many are remembered"
+            )
         for _ in range(puts):
             slots, images = self.overwritten.pop()
             self.images[slots] = images
@@ -115,14 +133,25 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         "Everything that a continuation needs: the images and the generator's state."
-        return {"images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts, "walked": self.walked.clone(), "overwritten": list(self.overwritten)}
+        return {
+            "images": self.images.clone(),
+            "generator": self.generator.get_state(),
+            "puts": self.puts,
+            "walked": self.walked.clone(),
+            "overwritten": list(self.overwritten),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         "Continue exactly where `state_dict` was taken."
         if state["images"].shape[:2] != self.images.shape[:2]:  # the side may have been doubled since the start
-            raise ValueError(f"buffer of shape {tuple(state['images'].shape)}: expected {tuple(self.images.shape)}; it belongs to another configuration")
+            raise ValueError(
+                f"buffer of shape {tuple(state['images'].shape)}: expected {tuple(self.images.shape)}; it belongs to "
+                "another configuration"
+            )
         self.images = state["images"].to(self.images)
         self.generator.set_state(state["generator"])
         self.puts, self.walked = state["puts"], state["walked"].to(self.walked)
-        remembered = [(slots.to(self.images.device), images.to(self.images)) for slots, images in state["overwritten"]]  # a checkpoint lies in the processor's memory
+        remembered = [
+            (slots.to(self.images.device), images.to(self.images)) for slots, images in state["overwritten"]
+        ]  # a checkpoint lies in the processor's memory
         self.overwritten = deque(remembered, maxlen=max(self.overwritten.maxlen, len(state["overwritten"])))

@@ -47,7 +47,9 @@ def random_patches(
 ) -> Tensor:  # [count, C * side * side]
     "Square patches of random images at random places."
     number, _, height, width = images.shape
-    place, row, column = (torch.randint(high, (count,), generator=generator) for high in (number, height - side + 1, width - side + 1))
+    place, row, column = (
+        torch.randint(high, (count,), generator=generator) for high in (number, height - side + 1, width - side + 1)
+    )
     rows, columns = (start[:, None] + torch.arange(side) for start in (row, column))
     return images.cpu()[place[:, None, None], :, rows[:, :, None], columns[:, None, :]].flatten(1)
 
@@ -68,5 +70,7 @@ def nearest_distance(
     real: Tensor,  # `[M, C, H, W]`
 ) -> float:  # in pixel range; NaN if a sample is not finite
     "Root mean square difference between a generated image and the real one nearest to it, mean over generated images."
-    distances = torch.cdist(generated.cpu().flatten(1).double(), real.cpu().flatten(1).double()) / generated[0].numel() ** 0.5
+    distances = (
+        torch.cdist(generated.cpu().flatten(1).double(), real.cpu().flatten(1).double()) / generated[0].numel() ** 0.5
+    )
     return distances.min(dim=1).values.mean().item()

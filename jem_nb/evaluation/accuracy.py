@@ -16,8 +16,11 @@ def accuracy(
     "Share of labels that equal the class of the largest logit; raises ValueError where the shapes do not fit."
     expected = (logits.shape[0], *logits.shape[2:]) if logits.ndim >= 2 else None
     if expected is None or tuple(labels.shape) != expected:
-        raise ValueError(f"labels have shape {tuple(labels.shape)} beside logits of shape {tuple(logits.shape)}: expected [B, K] and [B], "
-                         "or [B, K, H, W] and [B, H, W]")
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} beside logits of shape {tuple(logits.shape)}: expected [B, K] "
+            "and [B], "
+            "or [B, K, H, W] and [B, H, W]"
+        )
     if labels.numel() == 0:
         raise ValueError("accuracy of no labels at all: pass at least one image")
     return 100 * (logits.argmax(dim=1) == labels).double().mean().item()

@@ -21,22 +21,34 @@ from ..data.resize import IGNORED
 def reliability(
     logits: Tensor,  # [B, K, ...]
     labels: Tensor,  # integers from 0 to K - 1, or `ignored`; [B, ...]
-    bins: int | Sequence[float] = 15,  # number of bins of equal width from 0 to 1, or their edges; a bin holds its upper edge
+    bins: int
+    | Sequence[float] = 15,  # number of bins of equal width from 0 to 1, or their edges; a bin holds its upper edge
     ignored: int = IGNORED,
 ) -> np.ndarray:  # [bins, 3]: number of predictions, sum of their confidences, number of right ones
     "The sums behind a reliability diagram; those of batches add up."
     valid = _labelled(logits, labels, ignored)
     confidence, predicted = (values[valid] for values in logits.detach().double().softmax(1).max(1))
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64) if isinstance(bins, int) else torch.as_tensor(bins, dtype=torch.float64)
+    edges = (
+        torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+        if isinstance(bins, int)
+        else torch.as_tensor(bins, dtype=torch.float64)
+    )
     place = torch.bucketize(confidence, edges[1:-1].to(logits.device))
     sums = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels[valid]).double()], 1)
-    return torch.zeros(len(edges) - 1, 3, dtype=torch.float64, device=logits.device).index_add(0, place, sums).cpu().numpy()
+    return (
+        torch.zeros(len(edges) - 1, 3, dtype=torch.float64, device=logits.device)
+        .index_add(0, place, sums)
+        .cpu()
+        .numpy()
+    )
 
 
 def _labelled(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:  # bool, of the shape of labels
     expected = (logits.shape[0], *logits.shape[2:])
     if tuple(labels.shape) != expected:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected {expected} for logits {tuple(logits.shape)}")
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}: expected {expected} for logits {tuple(logits.shape)}"
+        )
     return labels != ignored
 
 # %% ../../nbs/05_evaluation/02_calibration.ipynb #067cef93
@@ -48,7 +60,13 @@ def expected_calibration_error(sums: np.ndarray) -> float:  # percent, 0 to 100
     return float(100 * np.abs(confidence - right).sum() / count.sum())
 
 # %% ../../nbs/05_evaluation/02_calibration.ipynb #64a2500c
-FINE_EDGES = torch.cat([torch.zeros(1, dtype=torch.float64), torch.linspace(-5, 20, 5001, dtype=torch.float64).sigmoid(), torch.ones(1, dtype=torch.float64)])  # of bins to merge
+FINE_EDGES = torch.cat(
+    [
+        torch.zeros(1, dtype=torch.float64),
+        torch.linspace(-5, 20, 5001, dtype=torch.float64).sigmoid(),
+        torch.ones(1, dtype=torch.float64),
+    ]
+)  # of bins to merge
 
 
 def equal_mass(
@@ -69,7 +87,9 @@ def proper_scores(
     logits: Tensor,  # [B, K, ...]
     labels: Tensor,  # integers from 0 to K - 1, or `ignored`; [B, ...]
     ignored: int = IGNORED,
-) -> np.ndarray:  # [3]: number of labels, sum of their negative log-likelihoods in nats, sum of their Brier scores; those of batches add up
+# [3]: number of labels, sum of their negative log-likelihoods in nats, sum of their Brier scores; those of batches add
+# up
+) -> np.ndarray:
     "The sums of two proper scores."
     valid = _labelled(logits, labels, ignored)
     logits, labels = logits.detach().double().movedim(1, -1)[valid], labels[valid].long()
@@ -91,6 +111,10 @@ def fit_temperature(
         raise ValueError("temperature for no labels at all: expected at least one labelled image or pixel")
     flat, target = logits.detach().double().movedim(1, -1)[valid], labels[valid].long()
     if not flat.isfinite().all():
-        raise ValueError("logits are not finite: expected those of a network that lives; a diverged one has no temperature")
-    found = scipy.optimize.minimize_scalar(lambda x: F.cross_entropy(flat * np.exp(-x), target).item(), bounds=np.log(TEMPERATURES), method="bounded")
+        raise ValueError(
+            "logits are not finite: expected those of a network that lives; a diverged one has no temperature"
+        )
+    found = scipy.optimize.minimize_scalar(
+        lambda x: F.cross_entropy(flat * np.exp(-x), target).item(), bounds=np.log(TEMPERATURES), method="bounded"
+    )
     return float(np.exp(found.x))

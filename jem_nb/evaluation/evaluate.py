@@ -24,7 +24,12 @@ from ..networks.precision import device_of, evaluating, working_precision
 
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #67ceeff2
 def logits_of_batches(
-    network: nn.Module, images: np.ndarray, seed: int, data_noise: float, precision: str, batch_size: int,  # as in `evaluate`
+    network: nn.Module,
+    images: np.ndarray,
+    seed: int,
+    data_noise: float,
+    precision: str,
+    batch_size: int,  # as in `evaluate`
 ) -> Iterator[tuple[slice, Tensor]]:  # which images, and their logits, float32 on the CPU
     "What the network says of images with the noise of evaluation, batch after batch."
     device = device_of(network)
@@ -33,8 +38,13 @@ def logits_of_batches(
     with torch.no_grad(), evaluating(network), working_precision(device, precision):
         for start in range(0, len(images), batch_size):
             stored = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-            for first, pixels in zip(range(start, len(images), at_once), add_noise(to_pixels(stored), data_noise, generator).split(at_once)):
-                yield slice(first, first + len(pixels)), network(pixels.contiguous(memory_format=torch.channels_last)).float().cpu()
+            for first, pixels in zip(
+                range(start, len(images), at_once), add_noise(to_pixels(stored), data_noise, generator).split(at_once)
+            ):
+                yield (
+                    slice(first, first + len(pixels)),
+                    network(pixels.contiguous(memory_format=torch.channels_last)).float().cpu(),
+                )
 
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #a37fcdce
 def evaluate(
@@ -45,20 +55,28 @@ def evaluate(
     data_noise: float = 0.03,
     precision: str = "float32",
     batch_size: int = 250,
-) -> dict:  # validation_accuracy in percent, validation_loss in nats, validation_ece in percent; of pixels also validation_miou and validation_iou
+# validation_accuracy in percent, validation_loss in nats, validation_ece in percent; of pixels also validation_miou and
+# validation_iou
+) -> dict:
     "Accuracy, mean cross entropy and calibration error; the noise of training is on the images, as in the reference."
     batches = logits_of_batches(network, images, seed, data_noise, precision, batch_size)
     if np.ndim(labels) == 3:
         sums = [pixel_sums(logits, labels[place]) for place, logits in batches]
         return pixel_scores(*(sum(parts) for parts in zip(*sums)))
     target, logits = torch.from_numpy(np.asarray(labels)), torch.cat([logits for _, logits in batches])
-    return {"validation_accuracy": accuracy(logits, target), "validation_loss": F.cross_entropy(logits, target).item(), "validation_ece": expected_calibration_error(reliability(logits, target))}
+    return {
+        "validation_accuracy": accuracy(logits, target),
+        "validation_loss": F.cross_entropy(logits, target).item(),
+        "validation_ece": expected_calibration_error(reliability(logits, target)),
+    }
 
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #8488271c
 def pixel_sums(
     logits: Tensor,  # [B, K, H, W]
     labels: np.ndarray,  # uint8 [B, H, W], 255 where there is none
-) -> tuple[np.ndarray, np.ndarray, float]:  # confusion matrix [K, K], sums of `reliability`, cross entropy in nats; those of batches add up
+) -> tuple[
+    np.ndarray, np.ndarray, float
+]:  # confusion matrix [K, K], sums of `reliability`, cross entropy in nats; those of batches add up
     "What the scores of a batch of maps are made of."
     target = torch.from_numpy(np.ascontiguousarray(labels))
     sums = reliability(logits, target)
@@ -66,10 +84,18 @@ def pixel_sums(
     return matrix, sums, F.cross_entropy(logits.double(), target.long(), ignore_index=IGNORED, reduction="sum").item()
 
 
-def pixel_scores(matrix: np.ndarray, sums: np.ndarray, cross_entropy: float) -> dict:  # as JSON has it: None for the IoU of a class that does not occur
+def pixel_scores(
+    matrix: np.ndarray, sums: np.ndarray, cross_entropy: float
+) -> dict:  # as JSON has it: None for the IoU of a class that does not occur
     "The scores of a segmentation network from its sums over all batches."
     iou = [None if np.isnan(value) else float(value) for value in intersection_over_union(matrix)]
-    scores = {"accuracy": pixel_accuracy(matrix), "loss": cross_entropy / int(matrix.sum()), "ece": expected_calibration_error(sums), "miou": mean_iou(matrix), "iou": iou}
+    scores = {
+        "accuracy": pixel_accuracy(matrix),
+        "loss": cross_entropy / int(matrix.sum()),
+        "ece": expected_calibration_error(sums),
+        "miou": mean_iou(matrix),
+        "iou": iou,
+    }
     return {f"validation_{name}": value for name, value in scores.items()}
 
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #44c39ca2
@@ -94,5 +120,8 @@ def energy_percentiles(
     images: np.ndarray,  # uint8 [N, C, H, W]; of the first 1,000
 ) -> list[float]:  # [101]: percentiles 0 to 100
     "Percentiles of the energies of images, or of all their pixels."
-    energies = [energy_of_logits(logits).flatten() for _, logits in logits_of_batches(network, images[:1000], 0, 0.0, "float32", 250)]
+    energies = [
+        energy_of_logits(logits).flatten()
+        for _, logits in logits_of_batches(network, images[:1000], 0, 0.0, "float32", 250)
+    ]
     return np.percentile(torch.cat(energies).numpy(), np.arange(101)).astype(float).tolist()

@@ -43,7 +43,10 @@ def false_positive_rate(
 def _checked(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known, unknown = np.asarray(known, dtype=float), np.asarray(unknown, dtype=float)
     if known.ndim != 1 or unknown.ndim != 1 or not (known.size and unknown.size):
-        raise ValueError(f"scores have the shapes {known.shape} and {unknown.shape}: expected [N] and [M], with at least one image each")
+        raise ValueError(
+            f"scores have the shapes {known.shape} and {unknown.shape}: expected [N] and [M], with at least one image "
+            "each"
+        )
     return known, unknown
 
 # %% ../../nbs/05_evaluation/07_out_of_distribution.ipynb #61c04137
@@ -70,6 +73,17 @@ def image_scores(
             logits, features = logits_and_features(network, x)
             energy = energy_of_logits(logits)
             (gradient,) = torch.autograd.grad(energy.sum(), x)
-            distance = torch.cdist(nn.functional.normalize(features.detach(), dim=1), bank).kthvalue(min(neighbour, len(bank)), dim=1).values
-            parts.append([-energy.detach(), logits.detach().double().softmax(1).max(1).values, -gradient.flatten(1).norm(dim=1), -distance])
+            distance = (
+                torch.cdist(nn.functional.normalize(features.detach(), dim=1), bank)
+                .kthvalue(min(neighbour, len(bank)), dim=1)
+                .values
+            )
+            parts.append(
+                [
+                    -energy.detach(),
+                    logits.detach().double().softmax(1).max(1).values,
+                    -gradient.flatten(1).norm(dim=1),
+                    -distance,
+                ]
+            )
     return {name: torch.cat(values).double().cpu().numpy() for name, values in zip(SCORES, zip(*parts))}

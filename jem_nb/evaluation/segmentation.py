@@ -23,16 +23,25 @@ def confusion_matrix(
     "Count pixels by true and predicted class; ValueError for codes that are no class."
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape or not labels.size:
-        raise ValueError(f"predicted classes have shape {predicted.shape} and labels {labels.shape}: expected the same, with at least one pixel")
+        raise ValueError(
+            f"predicted classes have shape {predicted.shape} and labels {labels.shape}: expected the same, with at "
+            "least one pixel"
+        )
     if not 0 < classes <= ignored:
-        raise ValueError(f"classes is {classes} with ignored {ignored}: expected 1 to {ignored}, or an ignored label that is no class")
+        raise ValueError(
+            f"classes is {classes} with ignored {ignored}: expected 1 to {ignored}, or an ignored label that is no "
+            "class"
+        )
     valid = labels != ignored
     for what, codes in (("labels", labels[valid]), ("predicted classes", predicted[valid])):
         if codes.dtype.kind not in "iu":
             raise ValueError(f"{what} are {codes.dtype}: expected integers")
         if codes.size and not 0 <= codes.min() <= codes.max() < classes:
             wrong = codes[(codes < 0) | (codes >= classes)][0]
-            raise ValueError(f"{what} hold {wrong}: expected 0 to {classes - 1}{f', or {ignored} where there is none' if what == 'labels' else ''}")
+            raise ValueError(
+                f"{what} hold {wrong}: expected 0 to "
+                f"{classes - 1}{f', or {ignored} where there is none' if what == 'labels' else ''}"
+            )
     pairs = labels[valid].astype(np.int64) * classes + predicted[valid].astype(np.int64)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
@@ -40,7 +49,10 @@ def confusion_matrix(
 def _counts(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # of each class: agreed, true, predicted
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.sum():
-        raise ValueError(f"confusion matrix has shape {matrix.shape} and counts {matrix.sum()} pixels: expected [K, K] with at least one; add up those of samples")
+        raise ValueError(
+            f"confusion matrix has shape {matrix.shape} and counts {matrix.sum()} pixels: expected [K, K] with at "
+            "least one; add up those of samples"
+        )
     return matrix.diagonal().astype(float), matrix.sum(1).astype(float), matrix.sum(0).astype(float)
 
 
@@ -76,7 +88,8 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = 1000,
 ) -> tuple[np.ndarray, np.ndarray]:  # lower and upper limit, of the metric's shape
-    "Percentile interval over blocks drawn with replacement; draws in which the metric is NaN are left out, and so are blocks without labelled pixels."
+    """Percentile interval over blocks drawn with replacement; draws in which the metric is NaN are left out, and so are
+    blocks without labelled pixels."""
     matrices, blocks = np.asarray(matrices), np.asarray(blocks)
     if matrices.ndim != 3 or blocks.shape != matrices.shape[:1]:
         raise ValueError(f"matrices have shape {matrices.shape} and blocks {blocks.shape}: expected [N, K, K] and [N]")
@@ -87,7 +100,10 @@ def bootstrap_interval(
     np.add.at(sums, place, matrices)
     sums = sums[sums.any((1, 2))]
     if len(sums) < 2:
-        raise ValueError(f"{len(sums)} blocks with labelled pixels: expected at least 2, and better 20 or more; choose smaller blocks")
+        raise ValueError(
+            f"{len(sums)} blocks with labelled pixels: expected at least 2, and better 20 or more; choose smaller "
+            "blocks"
+        )
     values = [metric(sums[generator.integers(len(sums), size=len(sums))].sum(0)) for _ in range(resamples)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice")  # of a class that never occurs; its limits are NaN

@@ -23,29 +23,56 @@ from .evaluate import matrices_of_tiles
 from .segmentation import bootstrap_interval, f1_scores, mean_iou, pixel_accuracy
 
 # %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #19b22734
-def accuracies_of_few(matrices: np.ndarray, count: int, seed: int, draws: int = 1000) -> list[float] | None:  # percent; None where there are not so many
+def accuracies_of_few(
+    matrices: np.ndarray, count: int, seed: int, draws: int = 1000
+) -> list[float] | None:  # percent; None where there are not so many
     "The 2.5, 50 and 97.5 percentile of the pixel accuracy on so many tiles, drawn without replacement."
     if len(matrices) < count:
         return None
     generator = np.random.default_rng(seed)
     sums = [matrices[generator.choice(len(matrices), count, replace=False)].sum(0) for _ in range(draws)]
-    return [five_digits(float(value)) for value in np.percentile([pixel_accuracy(matrix) for matrix in sums if matrix.any()], (2.5, 50, 97.5))]
+    return [
+        five_digits(float(value))
+        for value in np.percentile([pixel_accuracy(matrix) for matrix in sums if matrix.any()], (2.5, 50, 97.5))
+    ]
 
 # %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #331ed1f9
 def segmentation_scores(
-    network: nn.Module, validation: ImageDataset, seed: int, data_noise: float = 0.03, precision: str = "float32",  # as in `evaluate`
+    network: nn.Module,
+    validation: ImageDataset,
+    seed: int,
+    data_noise: float = 0.03,
+    precision: str = "float32",  # as in `evaluate`
 ) -> dict:  # JSON types
-    "Confusion matrices, of all and by block of ground, F1 by class, intervals over blocks, and what so few tiles as 5 or 20 would have said."
+    """Confusion matrices, of all and by block of ground, F1 by class, intervals over blocks, and what so few tiles as 5
+    or 20 would have said."""
     matrices = matrices_of_tiles(network, validation.images, validation.labels, seed, data_noise, precision)
     blocks = np.arange(len(matrices)) if validation.blocks is None else validation.blocks
-    labelled = [block for block in np.unique(blocks) if matrices[blocks == block].any()]  # one alone says nothing of how blocks differ
+    # one alone says nothing of how blocks differ
+    labelled = [block for block in np.unique(blocks) if matrices[blocks == block].any()]
     def interval(metric: Callable[[np.ndarray], float]) -> list[float]:
-        return [five_digits(float(limit)) for limit in bootstrap_interval(matrices, blocks, metric, np.random.default_rng(seed))]
+        return [
+            five_digits(float(limit))
+            for limit in bootstrap_interval(matrices, blocks, metric, np.random.default_rng(seed))
+        ]
 
-    intervals = {f"{name}_interval": interval(metric) if len(labelled) > 1 else None for name, metric in (("miou", mean_iou), ("accuracy", pixel_accuracy))}
-    by_block = [matrices[blocks == block].sum(0).tolist() for block in np.unique(blocks)] if validation.blocks is not None else None
+    intervals = {
+        f"{name}_interval": interval(metric) if len(labelled) > 1 else None
+        for name, metric in (("miou", mean_iou), ("accuracy", pixel_accuracy))
+    }
+    by_block = (
+        [matrices[blocks == block].sum(0).tolist() for block in np.unique(blocks)]
+        if validation.blocks is not None
+        else None
+    )
     f1 = [None if np.isnan(value) else five_digits(float(value)) for value in f1_scores(matrices.sum(0))]
-    return {"confusion": matrices.sum(0).tolist(), "f1": f1, **intervals, "by_block": by_block, "accuracy_of_few": {str(count): accuracies_of_few(matrices, count, seed) for count in (5, 20)}}
+    return {
+        "confusion": matrices.sum(0).tolist(),
+        "f1": f1,
+        **intervals,
+        "by_block": by_block,
+        "accuracy_of_few": {str(count): accuracies_of_few(matrices, count, seed) for count in (5, 20)},
+    }
 
 # %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #d0f9c659
 def _pixels(images: np.ndarray | Rows, size: int = 100) -> Iterator[Tensor]:  # floating point, in the range of pixels
@@ -62,7 +89,8 @@ def _noise_like(parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def correlograms(samples: Tensor, train: ImageDataset, validation: ImageDataset, lags: int = 16) -> dict:  # JSON types
-    "Moran's I at growing lags, of samples and of training images, and how far the two are apart, None where samples are not finite; beside yardsticks."
+    """Moran's I at growing lags, of samples and of training images, and how far the two are apart, None where samples
+    are not finite; beside yardsticks."""
     lags = min(lags, samples.shape[-1] // 2)
     def real() -> Iterator[Tensor]: return _pixels(train.images)
     def curve_of(images: Tensor | Iterable[Tensor]) -> Tensor | None:
@@ -70,12 +98,25 @@ def correlograms(samples: Tensor, train: ImageDataset, validation: ImageDataset,
         return curve if curve.isfinite().all() else None
 
     curves = {"generated": curve_of(samples.cpu()), "real": curve_of(real())}
-    def distance(curve: Tensor | None) -> float | None: return None if curve is None else five_digits((curve - curves["real"]).square().mean().sqrt().item())
+
+    def distance(curve: Tensor | None) -> float | None:
+        return None if curve is None else five_digits((curve - curves["real"]).square().mean().sqrt().item())
 
     # what `nearest_distance` would say of images that have lost all texture, or some
     simpler = {"flat": lambda images: images.mean((2, 3), keepdim=True), "blurred": _blurred}
-    yardsticks = {name: five_digits(torch.cat([(simple(part) - part).square().mean((1, 2, 3)).sqrt() for part in real()]).mean().item()) for name, simple in simpler.items()}
+    yardsticks = {
+        name: five_digits(
+            torch.cat([(simple(part) - part).square().mean((1, 2, 3)).sqrt() for part in real()]).mean().item()
+        )
+        for name, simple in simpler.items()
+    }
     others = {"validation": _pixels(validation.images), "blurred": map(_blurred, real()), "noise": _noise_like(real())}
     apart = {name: distance(curve_of(images)) for name, images in others.items()}
-    listed = {name: None if curve is None else [five_digits(value) for value in curve.tolist()] for name, curve in curves.items()}
-    return {"yardsticks": yardsticks, "correlogram": listed | {"distance": distance(curves["generated"]), "yardsticks": apart}}
+    listed = {
+        name: None if curve is None else [five_digits(value) for value in curve.tolist()]
+        for name, curve in curves.items()
+    }
+    return {
+        "yardsticks": yardsticks,
+        "correlogram": listed | {"distance": distance(curves["generated"]), "yardsticks": apart},
+    }

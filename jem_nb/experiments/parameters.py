@@ -22,9 +22,18 @@ def assignments(source: str) -> dict[str, object]:  # values by name, in order
     "The literal assignments of a cell."
     found = {}
     for line in ast.parse(source).body:
-        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
+        target = (
+            line.target
+            if isinstance(line, ast.AnnAssign)
+            else line.targets[0]
+            if isinstance(line, ast.Assign)
+            else None
+        )
         if not isinstance(target, ast.Name):
-            raise ValueError(f"{ast.unparse(line)!r} in a parameters cell: expected one assignment of a literal a line, such as 'seeds: int = 5'")
+            raise ValueError(
+                f"{ast.unparse(line)!r} in a parameters cell: expected one assignment of a literal a line, such as "
+                "'seeds: int = 5'"
+            )
         found[target.id] = ast.literal_eval(line.value)
     return found
 
@@ -33,7 +42,9 @@ def declared_parameters(
     path: str | Path,  # a notebook with one cell tagged `parameters`
 ) -> dict[str, object]:  # defaults by name
     "The parameters that a notebook declares."
-    cells = [cell for cell in json.loads(Path(path).read_text())["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    cells = [
+        cell for cell in json.loads(Path(path).read_text())["cells"] if "parameters" in cell["metadata"].get("tags", [])
+    ]
     if len(cells) != 1:
         raise ValueError(f"{path} has {len(cells)} cells tagged 'parameters': expected exactly one")
     return assignments("".join(cells[0]["source"]))
@@ -56,7 +67,10 @@ def check_value(name: str, value: object, default: object) -> object:  # the val
         with suppress(TypeError, ValueError):
             return float(value)
     if type(value) is not type(default):
-        raise ValueError(f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such as the default {default!r}")
+        raise ValueError(
+            f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such "
+            f"as the default {default!r}"
+        )
     return value
 
 # %% ../../nbs/07_experiments/05_parameters.ipynb #5fa8f8ed
@@ -69,7 +83,9 @@ def read_parameters(
     declared = declared_parameters((Path(folder) if folder else repository_root() / "nbs") / f"{notebook}.ipynb")
     for name in passed_parameters(namespace.get("In", [])):
         if name not in declared:
-            raise ValueError(f"unknown parameter {name!r}: expected one of {', '.join(declared)}.{did_you_mean(name, declared)}")
+            raise ValueError(
+                f"unknown parameter {name!r}: expected one of {', '.join(declared)}.{did_you_mean(name, declared)}"
+            )
     checked = {name: check_value(name, namespace[name], default) for name, default in declared.items()}
     namespace.update(checked)
     return SimpleNamespace(**checked)

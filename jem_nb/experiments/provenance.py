@@ -28,7 +28,10 @@ def versions() -> dict[str, str]:
 def commit() -> str:  # "" outside of a git checkout
     "The commit of the code, with '+' where files have changed since."
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=repository_root(), capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=repository_root(), capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "jem_nb") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -57,4 +60,8 @@ def fingerprint() -> dict[str, str]:
 # %% ../../nbs/07_experiments/04_provenance.ipynb #014b498e
 def differences(theirs: dict[str, str], ours: dict[str, str], place: str = "here") -> str:  # "" where there are none
     "What a worker, or a rank, has that is not as here, or in another place, in words."
-    return ", ".join(f"{name} {theirs.get(name, 'missing')} ({place} {value})" for name, value in ours.items() if theirs.get(name) != value)
+    return ", ".join(
+        f"{name} {theirs.get(name, 'missing')} ({place} {value})"
+        for name, value in ours.items()
+        if theirs.get(name) != value
+    )

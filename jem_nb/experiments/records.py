@@ -47,8 +47,11 @@ def _loose(path: Path, packed: bytes | None) -> bytes:
     "A loose file, which must be as it was packed."
     content = path.read_bytes()
     if packed not in (None, content):
-        raise ValueError(f"{path} is not what {path.parent.parent / 'records.zip'} holds for this run: expected one result of a run; "
-                         "delete the folder, or restore the pack")
+        raise ValueError(
+            f"{path} is not what {path.parent.parent / 'records.zip'} holds for this run: expected one result of a "
+            "run; "
+            "delete the folder, or restore the pack"
+        )
     return content
 
 # %% ../../nbs/07_experiments/02_records.ipynb #da2b9765
@@ -63,11 +66,15 @@ def _checked(content: bytes, path: Path) -> dict:
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): delete the folder {path.parent} and run again") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): delete the folder {path.parent} and run again"
+        ) from error
     named = record.get("run_id") if isinstance(record, dict) else None
     if named != path.parent.name or "identity" not in record or run_id(record["identity"]) != named:
-        raise ValueError(f"{path} belongs to run {named!r} by its content: expected {path.parent.name!r} by its folder; restore "
-                         "or delete it")
+        raise ValueError(
+            f"{path} belongs to run {named!r} by its content: expected {path.parent.name!r} by its folder; restore "
+            "or delete it"
+        )
     return record
 
 # %% ../../nbs/07_experiments/02_records.ipynb #2ab6cd62

@@ -69,8 +69,14 @@ def find_bands(
     given: tuple[int, ...] | None = None,  # by the user, from 1
 ) -> tuple[int, ...]:  # from 1
     "The raster's bands for a network: as given, by their names, or in order."
-    example = f"name those to use by their numbers, such as --bands {','.join(str(number + 1) for number in range(len(names)))}"
-    has = f"{file.name} has {file.count} bands {file.descriptions}, the network was trained on {len(names)}: {', '.join(names)}"
+    example = (
+        "name those to use by their numbers, such as --bands "
+        f"{','.join(str(number + 1) for number in range(len(names)))}"
+    )
+    has = (
+        f"{file.name} has {file.count} bands {file.descriptions}, the network was trained on {len(names)}: "
+        f"{', '.join(names)}"
+    )
     if given is not None:
         if len(given) != len(names) or not all(1 <= band <= file.count for band in given):
             raise ValueError(f"bands are {given}: expected {len(names)} numbers from 1 to {file.count}; {has}")
@@ -89,36 +95,60 @@ NEAR = 0.1  # share by which resolutions may differ
 LARGEST_FACTOR = 64  # by which a raster is shrunk
 
 
-def shrink_factor(file: DatasetReader, metres: float | None) -> int:  # `metres` of ground along the side of a pixel in training
+def shrink_factor(
+    file: DatasetReader, metres: float | None
+) -> int:  # `metres` of ground along the side of a pixel in training
     "By how much a raster must be shrunk to look as in training; ValueError where no whole number does it."
     if file.crs is None:
-        raise ValueError(f"{file.name} has no coordinate system: expected one, so that the map can be laid over others; assign it with gdal_edit.py -a_srs")
+        raise ValueError(
+            f"{file.name} has no coordinate system: expected one, so that the map can be laid over others; assign it "
+            "with gdal_edit.py -a_srs"
+        )
     if file.transform.is_identity or not file.transform.determinant:
-        raise ValueError(f"{file.name} has a coordinate system, and no place in it (its transform is {tuple(file.transform)[:6]}): georeference it")
+        raise ValueError(
+            f"{file.name} has a coordinate system, and no place in it (its transform is {tuple(file.transform)[:6]}): "
+            "georeference it"
+        )
     if metres is None:
         return 1
     try:
         across, down = pixel_sides(file.crs.to_wkt(), file.transform, file.width, file.height)
     except Exception as error:  # of many kinds, from deep inside PROJ
-        raise ValueError(f"{file.name}: {file.crs.to_string()} gives no place on Earth for its coordinates ({error}): correct its georeference") from error
+        raise ValueError(
+            f"{file.name}: {file.crs.to_string()} gives no place on Earth for its coordinates ({error}): correct its "
+            "georeference"
+        ) from error
     if not 1 / (1 + 2 * NEAR) < across / down < 1 + 2 * NEAR:
-        raise ValueError(f"{file.name} has pixels of {across:.3g} x {down:.3g} m, and the network was trained on squares: "
-                         "warp it to a coordinate system in metres with gdalwarp -t_srs -tr, or pass --any-resolution to use it as it is")
+        raise ValueError(
+            f"{file.name} has pixels of {across:.3g} x {down:.3g} m, and the network was trained on squares: "
+            "warp it to a coordinate system in metres with gdalwarp -t_srs -tr, or pass --any-resolution to use it as "
+            "it is"
+        )
     here = (across * down) ** 0.5
     factor = min(max(1, round(metres / here)), LARGEST_FACTOR)
     if abs(factor * here / metres - 1) > NEAR:
-        raise ValueError(f"{file.name} has pixels of {here:.3g} m, the network was trained on {metres:.3g} m: expected that, or a whole fraction of it; "
-                         f"warp it with gdalwarp -tr, or pass --any-resolution to use it as it is")
+        raise ValueError(
+            f"{file.name} has pixels of {here:.3g} m, the network was trained on {metres:.3g} m: expected that, or a "
+            "whole fraction of it; "
+            f"warp it with gdalwarp -tr, or pass --any-resolution to use it as it is"
+        )
     return factor
 
 # %% ../../nbs/09_maps/01_windows.ipynb #040ed24c
 def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNetwork) -> None:
     "Raise ValueError unless type and values of a raster are like those of training."
-    if (mask := Path(f"{file.name}.msk")).exists():  # only what is inside the raster is read; without it, what it hides would become a class
-        raise ValueError(f"{mask} says which pixels of {file.name} hold data, and is not read: put that into the raster, with gdal_translate -a_nodata or gdalwarp -dstnodata")
+    # only what is inside the raster is read; without it, what it hides would become a class
+    if (mask := Path(f"{file.name}.msk")).exists():
+        raise ValueError(
+            f"{mask} says which pixels of {file.name} hold data, and is not read: put that into the raster, with "
+            "gdal_translate -a_nodata or gdalwarp -dstnodata"
+        )
     meaning, kinds = trained.pixels, {file.dtypes[band - 1] for band in bands}
     if kinds != {meaning.type}:
-        raise ValueError(f"{file.name} has values of type {', '.join(sorted(kinds))}, the network was trained on {meaning.type}: convert it as the training rasters were")
+        raise ValueError(
+            f"{file.name} has values of type {', '.join(sorted(kinds))}, the network was trained on {meaning.type}: "
+            "convert it as the training rasters were"
+        )
     if meaning.range is None:
         return
     some = []
@@ -132,28 +162,43 @@ def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNe
     for name, band, (low, high) in zip(trained.bands, values, meaning.range):
         spans.append(np.subtract(*np.percentile(band, (99, 1))) / (high - low))
         if (outside := 100 * ((band < low) | (band > high)).mean()) > 90:
-            raise ValueError(f"{file.name}, band {name}: {outside:.0f} % of its values lie outside {low:g} to {high:g}, where those of training lay "
-                             f"(here from {band.min():g} to {band.max():g}): bring it to the same unit")
+            raise ValueError(
+                f"{file.name}, band {name}: {outside:.0f} % of its values lie outside {low:g} to {high:g}, where those "
+                "of training lay "
+                f"(here from {band.min():g} to {band.max():g}): bring it to the same unit"
+            )
     if max(spans) < 0.005:
-        raise ValueError(f"{file.name}: in no band do values span more than {100 * max(spans):.2g} % of the range of training, "
-                         f"such as {meaning.range[0][0]:g} to {meaning.range[0][1]:g} for {trained.bands[0]}: bring it to the same unit")
+        raise ValueError(
+            f"{file.name}: in no band do values span more than {100 * max(spans):.2g} % of the range of training, "
+            f"such as {meaning.range[0][0]:g} to {meaning.range[0][1]:g} for {trained.bands[0]}: bring it to the same "
+            "unit"
+        )
 
 # %% ../../nbs/09_maps/01_windows.ipynb #e222e59c
-def sampled_places(height: int, width: int, side: int = 256) -> list[tuple[tuple[int, int], tuple[int, int]]]:  # rows and columns, from and to
-    "Squares of a raster that stand for all of it: 16 in a grid, or all where it is small. A smaller version of it would have to read the whole of it."
+def sampled_places(
+    height: int, width: int, side: int = 256
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:  # rows and columns, from and to
+    """Squares of a raster that stand for all of it: 16 in a grid, or all where it is small. A smaller version of it
+    would have to read the whole of it."""
     if height * width <= 16 * side * side:
         return [((0, height), (0, width))]
-    rows, columns = (sorted({round(start) for start in np.linspace(0, max(0, length - side), 4)}) for length in (height, width))
+    rows, columns = (
+        sorted({round(start) for start in np.linspace(0, max(0, length - side), 4)}) for length in (height, width)
+    )
     return [((row, min(row + side, height)), (column, min(column + side, width))) for row in rows for column in columns]
 
 
-def has_data(file: DatasetReader, values: np.ndarray, bands: tuple[int, ...], trained: TrainedNetwork, **place) -> np.ndarray:  # bool [H, W]; `place` as `file.read` takes it
-    "Where the raster holds data: by its nodata value, by a mask in the file, and by an alpha band that the network does not see."
+def has_data(
+    file: DatasetReader, values: np.ndarray, bands: tuple[int, ...], trained: TrainedNetwork, **place
+) -> np.ndarray:  # bool [H, W]; `place` as `file.read` takes it
+    """Where the raster holds data: by its nodata value, by a mask in the file, and by an alpha band that the network
+    does not see."""
     valid = valid_pixels(values, nodata_of(file, trained))
     if file.mask_flag_enums[0] == [MaskFlags.per_dataset]:
         valid &= file.read_masks(1, **place) > 0
     for band, kind in enumerate(file.colorinterp, start=1):
-        if kind == ColorInterp.alpha and band not in bands:  # one that the network sees is none: most likely it is near infrared
+        # one that the network sees is none: most likely it is near infrared
+        if kind == ColorInterp.alpha and band not in bands:
             valid &= file.read(band, **place) > 0
     return valid
 
@@ -172,7 +217,8 @@ def usual_window(network: EnergyNetwork, classes: int) -> int:  # pixels along a
 def lay_out(
     file: DatasetReader,
     trained: TrainedNetwork,
-    window: int | None = None,  # pixels that the network sees, along the side of a window's part; None: see `usual_window`
+    window: int
+    | None = None,  # pixels that the network sees, along the side of a window's part; None: see `usual_window`
     bands: tuple[int, ...] | None = None,  # from 1; None: by name or in order
     any_resolution: bool = False,  # use pixels of any size as they are
 ) -> Layout:
@@ -189,8 +235,11 @@ def lay_out(
         stride, sight = trained.network.stride, reach(trained.network, len(trained.bands))
         cell, side = 1, -(-window // stride) * stride
         if sight is None and chosen_window is None:
-            raise ValueError("the network has normalization 'group', which looks at the whole window, so that its map depends on it: "
-                             f"choose one with --window, best of the size of the tiles of training, {trained.config.image_size}")
+            raise ValueError(
+                "the network has normalization 'group', which looks at the whole window, so that its map depends on "
+                "it: "
+                f"choose one with --window, best of the size of the tiles of training, {trained.config.image_size}"
+            )
         margin = 0 if sight is None else -(-sight // stride) * stride  # parts begin where the coarsest features do
     else:
         cell, margin = trained.config.image_size, 0
@@ -203,12 +252,22 @@ MOST_WITHOUT_DATA = 0.1  # share of a cell's pixels; as of a training image
 
 
 def read_window(
-    file: DatasetReader, layout: Layout, trained: TrainedNetwork,
-    row: int, column: int,  # of the first cell
-) -> tuple[np.ndarray, np.ndarray]:  # uint8 `[C, H, W]` with margins, as in training; bool `[side, side]`: cells with data
+    file: DatasetReader,
+    layout: Layout,
+    trained: TrainedNetwork,
+    row: int,
+    column: int,  # of the first cell
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # uint8 `[C, H, W]` with margins, as in training; bool `[side, side]`: cells with data
     "The pixels of a window and its margins; outside of the raster there are none with data."
-    size, start = (layout.side + 2 * layout.margin) * layout.scale, [(first - layout.margin) * layout.scale for first in (row, column)]
-    inside = [slice(max(0, first), min(first + size, length)) for first, length in zip(start, (file.height, file.width))]
+    size, start = (
+        (layout.side + 2 * layout.margin) * layout.scale,
+        [(first - layout.margin) * layout.scale for first in (row, column)],
+    )
+    inside = [
+        slice(max(0, first), min(first + size, length)) for first, length in zip(start, (file.height, file.width))
+    ]
     place = tuple(slice(part.start - first, part.stop - first) for part, first in zip(inside, start))
     values = np.zeros((len(layout.bands), size, size), file.dtypes[layout.bands[0] - 1])
     valid = np.zeros((size, size), bool)
@@ -231,7 +290,10 @@ def window_logits(trained: TrainedNetwork, layout: Layout, pixels: np.ndarray) -
         images = images.permute(0, 2, 3, 1, 4, 5).reshape(-1, len(trained.bands), size, size)
     device = device_of(trained.network)
     with torch.no_grad():
-        parts = [trained.network(to_pixels(part.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu() for part in images.split(250)]
+        parts = [
+            trained.network(to_pixels(part.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu()
+            for part in images.split(250)
+        ]
     if not trained.segmentation:
         return torch.cat(parts).T.reshape(-1, layout.side, layout.side)
     own = slice(layout.margin, layout.margin + layout.side)
@@ -252,7 +314,15 @@ def map_layers(
     probabilities, energy = logits.softmax(0), energy_of_logits(logits[None])[0]
     entropy = torch.special.entr(probabilities).sum(0)
     within = (energy <= threshold)[None].float()
-    layers = torch.cat([logits.argmax(0)[None].float(), _rounded(probabilities), _rounded(energy)[None], _rounded(entropy)[None], within]).numpy()
+    layers = torch.cat(
+        [
+            logits.argmax(0)[None].float(),
+            _rounded(probabilities),
+            _rounded(energy)[None],
+            _rounded(entropy)[None],
+            within,
+        ]
+    ).numpy()
     layers[:, ~data] = np.nan
     return layers
 

@@ -28,7 +28,8 @@ NORMALIZATIONS = {
 
 # %% ../../nbs/03_networks/01_layers.ipynb #d991d895
 def normalize_spectrum(network: nn.Module, generator: torch.Generator) -> nn.Module:  # the same network
-    "Divide each layer's weights by their largest singular value, followed by a power iteration in every training pass (Miyato et al., 2018)."
+    """Divide each layer's weights by their largest singular value, followed by a power iteration in every training pass
+    (Miyato et al., 2018)."""
     layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     with torch.random.fork_rng(devices=[]):  # the first vectors of the iteration come from the global state
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

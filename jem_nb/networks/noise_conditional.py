@@ -34,7 +34,8 @@ class NoisyBlock(nn.Module):
 
 # %% ../../nbs/03_networks/07_noise_conditional.ipynb #8f88e290
 class NoiseConditionalJEM(nn.Module):
-    "Images `[B, C, H, W]` and their noise, `[B]`, to c, `[B, K]`, and g, `[B]`: log p(x, y; sigma) = c[y] + g + constant."
+    """Images `[B, C, H, W]` and their noise, `[B]`, to c, `[B, K]`, and g, `[B]`: log p(x, y; sigma) = c[y] + g +
+    constant."""
 
     def __init__(
         self,
@@ -52,7 +53,9 @@ class NoiseConditionalJEM(nn.Module):
         self.stem = nn.Conv2d(bands * patch**2, channels[0], 3, 1, 1)
         self.down, self.up, skips, width = nn.ModuleList(), nn.ModuleList(), [channels[0]], channels[0]
         for outputs in channels:
-            self.down.append(nn.ModuleList(NoisyBlock(width if not i else outputs, outputs, knowledge) for i in range(blocks)))
+            self.down.append(
+                nn.ModuleList(NoisyBlock(width if not i else outputs, outputs, knowledge) for i in range(blocks))
+            )
             skips, width = [*skips, *[outputs] * blocks], outputs
         self.middle = nn.ModuleList(NoisyBlock(width, width, knowledge) for _ in range(2))
         for outputs in reversed(channels):
@@ -64,7 +67,13 @@ class NoiseConditionalJEM(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(16, width), width)
         self.image = nn.Conv2d(width, bands * patch**2, 3, 1, 1)
         nn.init.zeros_(self.image.weight), nn.init.zeros_(self.image.bias)
-        self.classes = nn.Sequential(nn.GroupNorm(16, channels[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes))
+        self.classes = nn.Sequential(
+            nn.GroupNorm(16, channels[-1]),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(channels[-1], classes),
+        )
 
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         total = (sigma.square() + self.deviation**2)[:, None, None, None]
@@ -123,7 +132,9 @@ def score_matching(
     noise: Tensor,  # standard normal, as large as `images`
     deviation: float,  # of the data
     labels: Tensor | None = None,  # see `log_density_gradient`
-) -> tuple[Tensor, Tensor]:  # [B], 1 for a network that knows only the data's deviation; and the logits of the noisy images, [B, K]
+) -> tuple[
+    Tensor, Tensor
+]:  # [B], 1 for a network that knows only the data's deviation; and the logits of the noisy images, [B, K]
     "Denoising score matching, with the weight that makes all levels count alike (Karras et al., 2022)."
     s = sigma[:, None, None, None]
     x = images + s * noise
@@ -133,7 +144,9 @@ def score_matching(
     return weight * (denoised - images).square().flatten(1).mean(1), logits
 
 # %% ../../nbs/03_networks/07_noise_conditional.ipynb #7ca2d91b
-def noise_levels(steps: int, largest: float = 20.0, smallest: float = 0.02, rho: float = 7.0) -> Tensor:  # [steps], falling
+def noise_levels(
+    steps: int, largest: float = 20.0, smallest: float = 0.02, rho: float = 7.0
+) -> Tensor:  # [steps], falling
     "Levels of noise, denser towards the small ones."
     ramp = torch.linspace(0, 1, steps)
     return (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho

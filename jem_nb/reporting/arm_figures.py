@@ -61,7 +61,9 @@ def _survival_panel(panel: plt.Axes, runs: pd.DataFrame) -> None:
         style = {key: value for key, value in arm_style(label).items() if key != "marker"}
         times, survival = np.append(curve.times, planned), np.append(curve.survival, curve.survival[-1])
         panel.step(times, survival, where="post", label=f"{label}, {_died(group)} runs died", **style)
-        panel.fill_between(curve.times, curve.lower, curve.upper, step="post", color=style["color"], alpha=0.12, linewidth=0)
+        panel.fill_between(
+            curve.times, curve.lower, curve.upper, step="post", color=style["color"], alpha=0.12, linewidth=0
+        )
     panel.set(xlim=(0, planned), yticks=[0, 0.25, 0.5, 0.75, 1])
     panel.legend(loc="upper left", borderpad=0.1, labelspacing=0.15, handlelength=2.2)
 
@@ -87,7 +89,8 @@ def plot_survival(
     for arm, top, bottom in zip(arms, axes[0], axes[-1]):
         top.set_title(arm)
         bottom.set_xlabel("epoch")
-    axes[0, 0].set_ylim(-0.03, 1.06 + 0.13 * most)  # the legends have a strip of their own above 1, so they hide nothing
+    # the legends have a strip of their own above 1, so they hide nothing
+    axes[0, 0].set_ylim(-0.03, 1.06 + 0.13 * most)
     add_title(figure, _survival_finding(runs))
     return figure
 
@@ -116,18 +119,34 @@ def _trajectory(panel: plt.Axes, history: Mapping, key: str, color: str, died: b
 def plot_trajectories(
     records: Sequence[Mapping],  # finished records of one data set and preset
     learning_rate: float | None = None,  # which to draw; the highest if None
-    cases: Sequence[str] | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regulariser
+    cases: Sequence[str]
+    | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regulariser
 ) -> Figure:
     "Energies and gap of every run against the iteration: a column for each arm or case, a thin line for each seed."
-    runs = _ordered(run_table(records)) if cases is None else run_table(records, cases=cases).assign(label=lambda runs: runs["case"])
+    runs = (
+        _ordered(run_table(records))
+        if cases is None
+        else run_table(records, cases=cases).assign(label=lambda runs: runs["case"])
+    )
     _same(runs, *(["preset"] if cases else ["dataset", "preset"]))
     rate = runs["learning_rate"].max() if learning_rate is None else learning_rate
     if (runs := runs[runs["learning_rate"] == rate]).empty:
-        raise ValueError(f"no run has the learning rate {rate:g}: expected one of {sorted({record['config']['learning_rate'] for record in records})}")
-    labels = runs["label"].unique() if cases is None else [case for case in dict.fromkeys(cases) if case in set(runs["label"])]
+        raise ValueError(
+            f"no run has the learning rate {rate:g}: expected one of "
+            f"{sorted({record['config']['learning_rate'] for record in records})}"
+        )
+    labels = (
+        runs["label"].unique()
+        if cases is None
+        else [case for case in dict.fromkeys(cases) if case in set(runs["label"])]
+    )
     colors = {label: arm_style(label)["color"] if cases is None else "#000000" for label in labels}
     histories = {record["run_id"]: record["history"] for record in records}
-    quantities = {"energy_real": "E(x), real (nats)", "energy_generated": "E(x'), generated (nats)", "gap": "gap E(x) − E(x') (nats)"}
+    quantities = {
+        "energy_real": "E(x), real (nats)",
+        "energy_generated": "E(x'), generated (nats)",
+        "gap": "gap E(x) − E(x') (nats)",
+    }
     figure, axes = new_panels(3, len(labels), (min(9, 3.6 + 1.6 * len(labels)), 5.6), sharex=True, sharey="row")
     for (key, name), row in zip(quantities.items(), axes):
         for label, panel in zip(labels, row):
@@ -140,7 +159,11 @@ def plot_trajectories(
         top.set_title(f"{textwrap.fill(label, 20)}\n{_died(runs[runs['label'] == label])} diverged")
         bottom.set_xlabel("iteration")
     sides = runs["side"][runs["died"]].mode()
-    add_title(figure, f"Learning rate {rate:g}: {_died(runs)} runs diverged" + (f", most often by their {sides.iloc[0]}" if len(sides) else ""))
+    add_title(
+        figure,
+        f"Learning rate {rate:g}: {_died(runs)} runs diverged"
+        + (f", most often by their {sides.iloc[0]}" if len(sides) else ""),
+    )
     return figure
 
 # %% ../../nbs/08_reporting/07_arm_figures.ipynb #bcf78015
@@ -151,7 +174,9 @@ def plot_landscape(
     "Energies on a line and a plane through real and generated images, a column for each run."
     if missing := [record["run_id"] for record in records if not record.get("landscape")]:
         raise ValueError(f"run {missing[0]} has no landscape: choose runs whose records hold one")
-    figure, axes = new_panels(2, len(records), (min(9, 1 + 4 * len(records)), 5.4), gridspec_kw={"height_ratios": [1, 1.5]})
+    figure, axes = new_panels(
+        2, len(records), (min(9, 1 + 4 * len(records)), 5.4), gridspec_kw={"height_ratios": [1, 1.5]}
+    )
     outline, spans = [withStroke(linewidth=2, foreground="black")], []
     for record, top, bottom in zip(records, *axes):
         label, line, plane = arm_label(record["config"]), record["landscape"]["line"], record["landscape"]["plane"]
@@ -160,7 +185,14 @@ def plot_landscape(
         spans.append(f"{np.ptp(finite):.2g} ({label})" if finite.size else f"not finite ({label})")
         top.plot(position, energy, color=style["color"], linestyle=style["linestyle"])
         for at, marker in ((0, "o"), (1, "^")):
-            top.plot(at, np.interp(at, position, energy), marker, color=style["color"], markerfacecolor="white", clip_on=False)
+            top.plot(
+                at,
+                np.interp(at, position, energy),
+                marker,
+                color=style["color"],
+                markerfacecolor="white",
+                clip_on=False,
+            )
             top.axvline(at, color="0.85", linewidth=0.6, zorder=0)
         top.set_title(f"{label}, learning rate {record['config']['learning_rate']:g}\n{_fate(record)}")
         top.set(xlabel="t, from a real (0) to a generated image (1)", ylabel="E (nats)")
@@ -171,7 +203,9 @@ def plot_landscape(
             figure.colorbar(shades, ax=bottom, label="E (nats)", shrink=0.9, format="%.3g")
         for a, b, name, marker in ((0, 0, "real", "o"), (0, 1, "real", "o"), (1, 0, "generated", "^")):
             bottom.plot(a, b, marker, color="black", markerfacecolor="white")
-            bottom.annotate(name, (a, b), (0, 6), textcoords="offset points", ha="center", color="white", path_effects=outline)
+            bottom.annotate(
+                name, (a, b), (0, 6), textcoords="offset points", ha="center", color="white", path_effects=outline
+            )
         bottom.set(xlabel="a, towards the generated image", ylabel="b, towards another real image")
     add_title(figure, "Range of E along the line, in nats: " + ", ".join(spans))
     return figure
@@ -198,7 +232,9 @@ def plot_samples(
     figure, axes = new_panels(rows, columns, (max(1.28 * columns, 5), 1.25 * rows + 0.4))
     for panel in axes.flat:
         panel.axis("off")
-    labels = labels or [f"{arm_label(record['config'])}\nrate {record['config']['learning_rate']:g}" for record, _ in pictures]
+    labels = labels or [
+        f"{arm_label(record['config'])}\nrate {record['config']['learning_rate']:g}" for record, _ in pictures
+    ]
     for panel, label, (record, path) in zip(axes.flat, labels, pictures):
         panel.imshow(open_picture(path), interpolation="nearest")
         panel.set_title(f"{label}\n{_fate(record)}", fontsize=7)
@@ -213,7 +249,11 @@ def plot_accuracy(
 ) -> Figure:
     "Best validation accuracy of each arm, a panel for each learning rate, beside the talk's figures."
     _same(table, "dataset", "preset")
-    table = _ordered(table.assign(label=[arm_label({"regularizer": row.arm, "regularizer_weight": row.weight}) for row in table.itertuples()]))
+    table = _ordered(
+        table.assign(
+            label=[arm_label({"regularizer": row.arm, "regularizer_weight": row.weight}) for row in table.itertuples()]
+        )
+    )
     labels, rates = list(table["label"].unique()), sorted(set(table["learning_rate"]), reverse=True)
     figure, axes = new_panels(1, len(rates), (1.5 + 3.6 * len(rates), 1.6 + 0.36 * len(labels)), sharey=True)
     for rate, panel in zip(rates, axes[0]):
@@ -221,16 +261,38 @@ def plot_accuracy(
             at, style = labels.index(row["label"]), arm_style(row["label"]) | {"linestyle": "none"}
             panel.errorbar(row["accuracy_mean"], at, xerr=np.nan_to_num(row["accuracy_std"]), capsize=3, **style)
             panel.plot(row.get("talk_accuracy", np.nan), at, markerfacecolor="white", markersize=7, zorder=0, **style)
-            panel.annotate(f"{row['diverged']} of {row['runs']}", (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=7, annotation_clip=False)
-        panel.annotate("diverged", (1.02, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=7, annotation_clip=False)
-        panel.set(xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6), xlabel="best validation accuracy (%)", title=f"learning rate {rate:g}")
+            panel.annotate(
+                f"{row['diverged']} of {row['runs']}",
+                (1.02, at),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=7,
+                annotation_clip=False,
+            )
+        panel.annotate(
+            "diverged", (1.02, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=7, annotation_clip=False
+        )
+        panel.set(
+            xlim=(0, 100),
+            ylim=(len(labels) - 0.4, -0.6),
+            xlabel="best validation accuracy (%)",
+            title=f"learning rate {rate:g}",
+        )
         panel.grid(axis="x", color="0.9")
     axes[0, 0].set_yticks(range(len(labels)), labels)
     talk = "talk_accuracy" in table and table["talk_accuracy"].notna().any()
     keys = {"here, mean ± standard deviation": "0.3"} | ({"the talk, one run": "white"} if talk else {})
-    handles = [Line2D([], [], marker="o", color="0.3", markerfacecolor=fill, linestyle="none", label=name) for name, fill in keys.items()]
+    handles = [
+        Line2D([], [], marker="o", color="0.3", markerfacecolor=fill, linestyle="none", label=name)
+        for name, fill in keys.items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     best = table.loc[table["accuracy_mean"].idxmax()] if table["accuracy_mean"].notna().any() else None
-    add_title(figure, "No run reached an evaluation" if best is None else
-              f"Highest mean accuracy: {best['accuracy_mean']:.1f} % with {best['label']} at learning rate {best['learning_rate']:g}")
+    add_title(
+        figure,
+        "No run reached an evaluation"
+        if best is None
+        else f"Highest mean accuracy: {best['accuracy_mean']:.1f} % with {best['label']} at learning rate "
+             f"{best['learning_rate']:g}",
+    )
     return figure

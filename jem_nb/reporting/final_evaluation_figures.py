@@ -18,13 +18,21 @@ from matplotlib.figure import Figure
 from .stored_pictures import open_picture
 from .styles import CASE_COLORS, STYLE, add_title, new_panels
 
-MODEL_COLORS = {"JEM": "#0072B2", "JEM of labelled images": "#CC79A7", "classifier, equal epochs": "#E69F00", "classifier, equal work": "#000000"}
+MODEL_COLORS = {
+    "JEM": "#0072B2",
+    "JEM of labelled images": "#CC79A7",
+    "classifier, equal epochs": "#E69F00",
+    "classifier, equal work": "#000000",
+}
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #8c03d076
 def _answer(record: Mapping, probe: str):
     "What a run said to a probe; None where it diverged."
     if probe not in record["config"]["probes"]:
-        raise ValueError(f"run {record['run_id']} was not asked for {probe!r}: expected it among its probes, {tuple(record['config']['probes'])}")
+        raise ValueError(
+            f"run {record['run_id']} was not asked for {probe!r}: expected it among its probes, "
+            f"{tuple(record['config']['probes'])}"
+        )
     return record["probes"].get(probe)
 
 
@@ -35,29 +43,61 @@ def _rows(
     "A row a run and question; runs that diverged were asked what others of their data were, and have no scores."
     answers = [_answer(record, probe) for record in records]
     def data(record): return repr([record["config"].get(name) for name in ("split", "without_classes")])
-    questions = {data(record): [asked for asked, _ in listed(answer)] for record, answer in zip(records, answers) if answer}
+
+    questions = {
+        data(record): [asked for asked, _ in listed(answer)] for record, answer in zip(records, answers) if answer
+    }
     rows = []
     for record, case, answer in zip(records, cases, answers, strict=True):
         run = {**case, "seed": record["config"]["seed"], "diverged": answer is None}
-        rows += [run | asked | scores for asked, scores in (listed(answer) if answer else [(asked, {}) for asked in questions.get(data(record), [{}])])]
+        rows += [
+            run | asked | scores
+            for asked, scores in (
+                listed(answer) if answer else [(asked, {}) for asked in questions.get(data(record), [{}])]
+            )
+        ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #37468218
 def calibration_runs(
     records: Sequence[Mapping],  # finished records
     cases: Sequence[Mapping],  # columns that name the case of each
-) -> pd.DataFrame:  # four rows a run: at its end and where its loss on the fitting images was lowest, each as it is and temperature-scaled; NaN where it diverged
+# four rows a run: at its end and where its loss on the fitting images was lowest, each as it is and temperature-scaled;
+# NaN where it diverged
+) -> pd.DataFrame:
     "Scores of every run on the validation images that are reported."
     rows = []
     for record, case in zip(records, cases, strict=True):
         ended = _answer(record, "calibration")
-        on_the_way = [scores | {"epoch": evaluation["epoch"]} for evaluation in record["evaluations"] if evaluation["epoch"] and (scores := evaluation["calibration"])] if ended else []
+        on_the_way = (
+            [
+                scores | {"epoch": evaluation["epoch"]}
+                for evaluation in record["evaluations"]
+                if evaluation["epoch"] and (scores := evaluation["calibration"])
+            ]
+            if ended
+            else []
+        )
         lowest = min(on_the_way, key=lambda scores: scores["fitted_nll"]) if on_the_way else None
-        for stopped, answer in (("end", ended and ended | {"epoch": record["epochs_completed"]}), ("lowest loss", lowest)):
+        for stopped, answer in (
+            ("end", ended and ended | {"epoch": record["epochs_completed"]}),
+            ("lowest loss", lowest),
+        ):
             for scaled in (False, True):
                 scores = answer["scaled" if scaled else "plain"] if answer else {}
-                rows.append({**case, "stopped": stopped, "temperature_scaled": scaled, "seed": record["config"]["seed"], "diverged": ended is None, **scores,
-                             "temperature": answer["temperature"] if answer else np.nan, "epoch": answer["epoch"] if answer else np.nan, "seconds": record["seconds"]})
+                rows.append(
+                    {
+                        **case,
+                        "stopped": stopped,
+                        "temperature_scaled": scaled,
+                        "seed": record["config"]["seed"],
+                        "diverged": ended is None,
+                        **scores,
+                        "temperature": answer["temperature"] if answer else np.nan,
+                        "epoch": answer["epoch"] if answer else np.nan,
+                        "seconds": record["seconds"],
+                    }
+                )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #4ea1278d
@@ -68,7 +108,11 @@ def summary(
 ) -> pd.DataFrame:  # by, runs, diverged, and <name>_mean, <name>_std
     "One row a case, in the order of the runs."
     named = {f"{name}_{statistic}": (name, statistic) for name in means for statistic in ("mean", "std")}
-    return runs.groupby(list(by), sort=False).agg(runs=("diverged", "size"), diverged=("diverged", "sum"), **named).reset_index()
+    return (
+        runs.groupby(list(by), sort=False)
+        .agg(runs=("diverged", "size"), diverged=("diverged", "sum"), **named)
+        .reset_index()
+    )
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #ef9aac1d
 @plt.rc_context(STYLE)
@@ -77,24 +121,49 @@ def plot_labels(
     quantities: Mapping[str, str],  # column and label of each row of panels
     title: str,
 ) -> Figure:
-    "Scores against the share of labels, a column of panels a split; lines are means, dots runs, dashed with temperature."
+    """Scores against the share of labels, a column of panels a split; lines are means, dots runs, dashed with
+    temperature."""
     splits = list(dict.fromkeys(runs["split"]))
-    figure, axes = new_panels(len(quantities), len(splits), (0.9 + 3.4 * len(splits), 0.8 + 2.3 * len(quantities)), sharex=True, sharey="row")
+    figure, axes = new_panels(
+        len(quantities), len(splits), (0.9 + 3.4 * len(splits), 0.8 + 2.3 * len(quantities)), sharex=True, sharey="row"
+    )
     shares = sorted(runs["labels_percent"].unique())
-    names = [f"{share:g}" if following is None or following / share > 1.5 else "" for share, following in zip(shares, [*shares[1:], None])]  # none that would run into the next
+    names = [
+        f"{share:g}" if following is None or following / share > 1.5 else ""
+        for share, following in zip(shares, [*shares[1:], None])
+    ]  # none that would run into the next
     for number, (row, (column, label)) in enumerate(zip(axes, quantities.items())):
         for panel, split in zip(row, splits):
             for model, color in MODEL_COLORS.items():
                 for scaled in ((False, True) if column != "accuracy" else (False,)):
-                    some = runs[(runs["split"] == split) & (runs["model"] == model) & (runs["temperature_scaled"] == scaled)]
+                    some = runs[
+                        (runs["split"] == split) & (runs["model"] == model) & (runs["temperature_scaled"] == scaled)
+                    ]
                     if not len(some):
                         continue
                     mean = some.groupby("labels_percent")[column].mean()
-                    panel.plot(mean.index, mean, "--" if scaled else "-", color=color, label=model + (", temperature" if scaled else ""), lw=1.2)
+                    panel.plot(
+                        mean.index,
+                        mean,
+                        "--" if scaled else "-",
+                        color=color,
+                        label=model + (", temperature" if scaled else ""),
+                        lw=1.2,
+                    )
                     if not scaled:
                         panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
-            panel.set(xscale="log", title="" if number else split, xlabel="labelled images (%)" if number == len(axes) - 1 else "")
-            panel.set(**({"yscale": "log", "yticks": (1, 2, 5, 10, 20, 50), "yticklabels": (1, 2, 5, 10, 20, 50)} if column.startswith("ece") else {"ylim": (0, None)}))
+            panel.set(
+                xscale="log",
+                title="" if number else split,
+                xlabel="labelled images (%)" if number == len(axes) - 1 else "",
+            )
+            panel.set(
+                **(
+                    {"yscale": "log", "yticks": (1, 2, 5, 10, 20, 50), "yticklabels": (1, 2, 5, 10, 20, 50)}
+                    if column.startswith("ece")
+                    else {"ylim": (0, None)}
+                )
+            )
             panel.set_xticks(shares, names)
             panel.minorticks_off()
         row[0].set_ylabel(label)
@@ -114,18 +183,34 @@ def plot_reliability(
         count, confidence, right = np.asarray(sums, dtype=float).T
         some = count > 0
         panel.plot([0, 100], [0, 100], color="0.7", lw=0.8, zorder=0)
-        panel.scatter(100 * confidence[some] / count[some], 100 * right[some] / count[some], 200 * count[some] / count.sum() + 4,
-                      color=MODEL_COLORS[name.removesuffix(", scaled")], alpha=0.8, linewidth=0)
+        panel.scatter(
+            100 * confidence[some] / count[some],
+            100 * right[some] / count[some],
+            200 * count[some] / count.sum() + 4,
+            color=MODEL_COLORS[name.removesuffix(", scaled")],
+            alpha=0.8,
+            linewidth=0,
+        )
         panel.set(title=name, xlabel="confidence (%)", xlim=(0, 103), ylim=(0, 103))
     axes[0, 0].set_ylabel("accuracy (%)")
     add_title(figure, title)
     return figure
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #988d6ee2
-def unknown_runs(records: Sequence[Mapping], cases: Sequence[Mapping]) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, kind and score
+def unknown_runs(
+    records: Sequence[Mapping], cases: Sequence[Mapping]
+) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, kind and score
     "How well each run's scores tell each unknown kind from the known one."
-    return _rows(records, cases, "unknown", lambda answer: [({"out_of_distribution": kind, "score": score}, {name: result[name] for name in ("auroc", "fpr95")})
-                                                            for kind, scores in answer["kinds"].items() for score, result in scores.items()])
+    return _rows(
+        records,
+        cases,
+        "unknown",
+        lambda answer: [
+            ({"out_of_distribution": kind, "score": score}, {name: result[name] for name in ("auroc", "fpr95")})
+            for kind, scores in answer["kinds"].items()
+            for score, result in scores.items()
+        ],
+    )
 
 
 @plt.rc_context(STYLE)
@@ -137,14 +222,27 @@ def plot_unknown(
     runs = runs[~runs["diverged"]]
     kinds, scores, models = (list(dict.fromkeys(runs[name])) for name in ("out_of_distribution", "score", "model"))
     columns = min(4, len(kinds))
-    figure, axes = new_panels(-(-len(kinds) // columns), columns, (0.8 + 2.3 * columns, 0.7 + 2.1 * -(-len(kinds) // columns)), sharex=True, sharey=True)
+    figure, axes = new_panels(
+        -(-len(kinds) // columns),
+        columns,
+        (0.8 + 2.3 * columns, 0.7 + 2.1 * -(-len(kinds) // columns)),
+        sharex=True,
+        sharey=True,
+    )
     for panel in axes.flat[len(kinds):]:
         panel.set_visible(False)
     for panel, kind in zip(axes.flat, kinds):
         for number, model in enumerate(models):
             some = runs[(runs["out_of_distribution"] == kind) & (runs["model"] == model)]
             places = np.arange(len(scores)) + (number - (len(models) - 1) / 2) * 0.25
-            panel.barh(places, [some[some["score"] == score]["auroc"].mean() for score in scores], 0.22, color=MODEL_COLORS[model], alpha=0.35, label=model)
+            panel.barh(
+                places,
+                [some[some["score"] == score]["auroc"].mean() for score in scores],
+                0.22,
+                color=MODEL_COLORS[model],
+                alpha=0.35,
+                label=model,
+            )
             for place, score in zip(places, scores):
                 values = some[some["score"] == score]["auroc"]
                 panel.plot(values, [place] * len(values), ".", color=MODEL_COLORS[model], markersize=3)
@@ -158,7 +256,12 @@ def plot_unknown(
     return figure
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #f19fea14
-_UNITS = {"log p(x)": "nats, but for a constant", "max p(y|x)": "probability", "approximate mass": "nats a pixel range", "kNN": "minus distance"}
+_UNITS = {
+    "log p(x)": "nats, but for a constant",
+    "max p(y|x)": "probability",
+    "approximate mass": "nats a pixel range",
+    "kNN": "minus distance",
+}
 
 
 @plt.rc_context(STYLE)
@@ -174,7 +277,9 @@ def plot_histograms(
             result = of_scores[score]
             edges = np.linspace(*result["range"], len(result["known"]) + 1)
             for name, color in (("known", "#0072B2"), ("unknown", "#D55E00")):
-                panel.stairs(np.array(result[name]) / sum(result[name]), edges, fill=True, color=color, alpha=0.5, label=name)
+                panel.stairs(
+                    np.array(result[name]) / sum(result[name]), edges, fill=True, color=color, alpha=0.5, label=name
+                )
             told = "" if result["auroc"] is None else f", {result['auroc']:.0f} %"
             panel.set(title=f"{score}{told}", yticks=[], xlabel=_UNITS.get(score))
         row[0].set_ylabel(model.replace(", ", "\n"))
@@ -183,9 +288,19 @@ def plot_histograms(
     return figure
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #f45456c8
-def attack_runs(records: Sequence[Mapping], cases: Sequence[Mapping]) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, norm, radius and defence
+def attack_runs(
+    records: Sequence[Mapping], cases: Sequence[Mapping]
+) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, norm, radius and defence
     "The accuracy of each run under attack."
-    return _rows(records, cases, "attacks", lambda answer: [({name: row[name] for name in ("norm", "radius", "defence")}, {"accuracy": row["accuracy"]}) for row in answer])
+    return _rows(
+        records,
+        cases,
+        "attacks",
+        lambda answer: [
+            ({name: row[name] for name in ("norm", "radius", "defence")}, {"accuracy": row["accuracy"]})
+            for row in answer
+        ],
+    )
 
 
 @plt.rc_context(STYLE)
@@ -196,7 +311,9 @@ def plot_attacks(
     "Accuracy against the radius of the attack, a panel for each norm and defence."
     runs = runs[~runs["diverged"]]
     norms, defences = (list(dict.fromkeys(runs[name])) for name in ("norm", "defence"))
-    figure, axes = new_panels(len(norms), len(defences), (0.9 + 2.3 * len(defences), 0.7 + 2.1 * len(norms)), sharey=True, sharex="row")
+    figure, axes = new_panels(
+        len(norms), len(defences), (0.9 + 2.3 * len(defences), 0.7 + 2.1 * len(norms)), sharey=True, sharex="row"
+    )
     for row, norm in zip(axes, norms):
         for panel, defence in zip(row, defences):
             for model in dict.fromkeys(runs["model"]):
@@ -211,9 +328,16 @@ def plot_attacks(
     return figure
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #99c7ee13
-def generation_runs(records: Sequence[Mapping], cases: Sequence[Mapping]) -> pd.DataFrame:  # as in `calibration_runs`; one row a run and kind of samples
+def generation_runs(
+    records: Sequence[Mapping], cases: Sequence[Mapping]
+) -> pd.DataFrame:  # as in `calibration_runs`; one row a run and kind of samples
     "How good the samples of each run are; floor and ceiling are kinds too."
-    return _rows(records, cases, "generation", lambda answer: [({"kind": kind}, dict(scores)) for kind, scores in answer["kinds"].items()])
+    return _rows(
+        records,
+        cases,
+        "generation",
+        lambda answer: [({"kind": kind}, dict(scores)) for kind, scores in answer["kinds"].items()],
+    )
 
 
 @plt.rc_context(STYLE)
@@ -232,7 +356,14 @@ def plot_generation(
         for number, model in enumerate(models := list(dict.fromkeys(runs["model"]))):
             for place, kind in enumerate(kinds):
                 values = runs[(runs["model"] == model) & (runs["kind"] == kind)][column]
-                panel.plot(values, [place + (number - (len(models) - 1) / 2) * 0.2] * len(values), "o", color=CASE_COLORS[number + 1], markersize=3, label=model if not place else None)
+                panel.plot(
+                    values,
+                    [place + (number - (len(models) - 1) / 2) * 0.2] * len(values),
+                    "o",
+                    color=CASE_COLORS[number + 1],
+                    markersize=3,
+                    label=model if not place else None,
+                )
         panel.set(xlabel=label, yticks=range(len(kinds)), yticklabels=kinds)
         panel.locator_params(axis="x", nbins=4)
     axes[0, 0].invert_yaxis()
@@ -251,6 +382,8 @@ def plot_classes(
     for panel, (name, path) in zip(axes[:, 0], pictures.items()):
         picture = open_picture(path)
         panel.imshow(picture, interpolation="nearest")
-        panel.set_xticks((np.arange(len(classes)) + 0.5) * picture.shape[1] / len(classes), classes, rotation=30, ha="right")
+        panel.set_xticks(
+            (np.arange(len(classes)) + 0.5) * picture.shape[1] / len(classes), classes, rotation=30, ha="right"
+        )
         panel.set(title=name, yticks=[])
     return figure

@@ -126,7 +126,8 @@ def title_and_promise(name: str) -> tuple[str, str]:
 
 
 def with_row(table: str, key: str, row: str) -> str:
-    "A table's text with the line whose first cell contains the key replaced by a row, or with the row as its last line."
+    """A table's text with the line whose first cell contains the key replaced by a row, or with the row as its last
+    line."""
     lines = table.splitlines(keepends=True)
     old = [number for number, line in enumerate(lines) if key in line.split(" | ")[0]]  # answers may link to it too
     return "".join(row if number in old else line for number, line in enumerate(lines)) + ("" if old else row)

@@ -36,14 +36,33 @@ def plot_scores(
             own = runs[runs["case"] == case]
             spread = place + np.linspace(-0.2, 0.2, len(own))
             for died, marker in ((False, "o"), (True, "x")):
-                panel.scatter(own[column][own["died"] == died], spread[own["died"] == died], s=16, marker=marker, color=colors[case], alpha=0.8, linewidth=1.2 if died else 0)
+                panel.scatter(
+                    own[column][own["died"] == died],
+                    spread[own["died"] == died],
+                    s=16,
+                    marker=marker,
+                    color=colors[case],
+                    alpha=0.8,
+                    linewidth=1.2 if died else 0,
+                )
             if own[column].notna().any():
                 panel.plot([own[column].mean()] * 2, [place - 0.32, place + 0.32], color=colors[case], linewidth=2)
-        panel.set(xlabel=name, yticks=range(len(cases)), yticklabels=[f"{case} ({int(runs['died'][runs['case'] == case].sum())} of {(runs['case'] == case).sum()} died)" for case in cases])
+        panel.set(
+            xlabel=name,
+            yticks=range(len(cases)),
+            yticklabels=[
+                f"{case} ({int(runs['died'][runs['case'] == case].sum())} of {(runs['case'] == case).sum()} died)"
+                for case in cases
+            ],
+        )
     axes[0, 0].set_ylim(len(cases) - 0.4, -0.6)
     best = runs.groupby("case", sort=False)[next(iter(scores))].mean()
     if best.notna().any():
-        add_title(figure, f"{runs['died'].sum()} of {len(runs)} runs died; the highest mean of {next(iter(scores.values()))} is {best.max():.1f} ({best.idxmax()})")
+        add_title(
+            figure,
+            f"{runs['died'].sum()} of {len(runs)} runs died; the highest mean of {next(iter(scores.values()))} is "
+            f"{best.max():.1f} ({best.idxmax()})",
+        )
     return figure
 
 # %% ../../nbs/08_reporting/11_segmentation_figures.ipynb #b0b7fa72
@@ -60,14 +79,21 @@ def plot_sheets(
     alike = len({tuple(names) for _, names in sheets.values()}) == 1  # then the rows are named once
     named = 0.08 * max(len(name) for _, names in sheets.values() for name in names)  # inches that a row's name takes
     drawn = width - (0.1 if alike else named)
-    figure, axes = new_panels(lines, columns, (named + width * columns, 0.1 + 0.35 * (classes is not None) + lines * (0.45 + drawn * tallest)))
+    figure, axes = new_panels(
+        lines, columns, (named + width * columns, 0.1 + 0.35 * (classes is not None) + lines * (0.45 + drawn * tallest))
+    )
     for place, (panel, (title, (_, names))) in enumerate(zip(axes.flat, sheets.items())):
         picture = pictures[title]
         height = picture.shape[0] / len(names)
         panel.imshow(picture, interpolation="nearest")
         shown = names if place % columns == 0 or not alike else [""] * len(names)
         panel.set_anchor("N")  # pictures of fewer rows end sooner
-        panel.set(title=textwrap.fill(title, int(14 * drawn)), xticks=[], yticks=[height * (row + 0.5) for row in range(len(names))], yticklabels=shown)
+        panel.set(
+            title=textwrap.fill(title, int(14 * drawn)),
+            xticks=[],
+            yticks=[height * (row + 0.5) for row in range(len(names))],
+            yticklabels=shown,
+        )
     for panel in axes.flat[len(pictures):]:
         panel.set_axis_off()
     if classes is not None:
@@ -83,13 +109,23 @@ def plot_correlograms(
     colors: Mapping[str, str] | None = None,  # by case
 ) -> Figure:
     "A panel for each case; runs whose samples are not finite have no line."
-    names = [case for case in dict.fromkeys(cases) if any(record["correlogram"]["generated"] for record, own in zip(records, cases) if own == case)]
+    names = [
+        case
+        for case in dict.fromkeys(cases)
+        if any(record["correlogram"]["generated"] for record, own in zip(records, cases) if own == case)
+    ]
     colors = colors or dict(zip(dict.fromkeys(cases), CASE_COLORS * 9))
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure, axes = new_panels(rows, columns, (1.0 + 2.0 * columns, 0.8 + 1.6 * rows), sharex=True, sharey=True)
     for panel, case in zip(axes.flat, names):
-        curves = np.array([record["correlogram"]["generated"] for record, own in zip(records, cases) if own == case and record["correlogram"]["generated"]])
+        curves = np.array(
+            [
+                record["correlogram"]["generated"]
+                for record, own in zip(records, cases)
+                if own == case and record["correlogram"]["generated"]
+            ]
+        )
         real = records[cases.index(case)]["correlogram"]["real"]
         lags = np.arange(1, len(real) + 1)
         panel.plot(lags, curves.T, color=colors[case], linewidth=0.7, alpha=0.6)
@@ -112,20 +148,27 @@ def plot_distances(
     cases: Sequence[str],  # the case of each, "network, ..."
     yardsticks: Mapping[str, float] = MappingProxyType({}),  # distances to compare with, by name
 ) -> Figure:
-    "Distance of chains to the nearest training image against iterations, a panel for each case and a line for each run."
+    """Distance of chains to the nearest training image against iterations, a panel for each case and a line for each
+    run."""
     names = list(dict.fromkeys(cases))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = new_panels(rows, columns, (1.0 + 2.4 * columns, 0.7 + 1.3 * rows), sharex=True, sharey=True)
     for panel, case in zip(axes.flat, names):
         for record in (record for record, own in zip(records, cases) if own == case):
-            seen = [(evaluation["epoch"] * record["iterations_per_epoch"], evaluation["nearest_distance"]) for evaluation in record["evaluations"] if evaluation["nearest_distance"] is not None]
+            seen = [
+                (evaluation["epoch"] * record["iterations_per_epoch"], evaluation["nearest_distance"])
+                for evaluation in record["evaluations"]
+                if evaluation["nearest_distance"] is not None
+            ]
             panel.plot(*zip(*seen), color="#0072B2", linewidth=0.9)
             if record["status"] == "diverged":
                 panel.plot(record["iterations"], seen[-1][1], "x", color="#D55E00", markersize=5)
         for name, distance in yardsticks.items():
             panel.axhline(distance, color="black", linestyle=":", linewidth=0.9)
-            panel.text(1, distance, name, transform=panel.get_yaxis_transform(), ha="right", va="bottom", fontsize="small")
+            panel.text(
+                1, distance, name, transform=panel.get_yaxis_transform(), ha="right", va="bottom", fontsize="small"
+            )
         panel.set_title(case)
     for panel in list(axes.flat)[len(names):]:
         panel.set_axis_off()
@@ -146,7 +189,14 @@ def plot_energies(
     for (name, records), color in zip(groups.items(), ("#D55E00", "#0072B2", "#000000")):
         for number, record in enumerate(records):
             values = np.array(record["history"]["energy_real"], dtype=float)
-            panel.plot(record["history"]["iteration"], np.abs(values), color=color, linewidth=0.9, alpha=0.7, label=name if number == 0 else None)
+            panel.plot(
+                record["history"]["iteration"],
+                np.abs(values),
+                color=color,
+                linewidth=0.9,
+                alpha=0.7,
+                label=name if number == 0 else None,
+            )
     panel.set(yscale="log", xlabel="iteration", ylabel="|E(x)| of real images (nats)")
     figure.legend(loc="outside lower center", ncols=len(groups))
     return figure

@@ -16,8 +16,33 @@ from .tables import summarise
 
 # %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #8f585ffe
 COLUMNS = (
-    "case", "run_id", "seed", "died", "epochs", "miou", "accuracy", "miou_end", "accuracy_end", "of_5_low", "of_5_high", "of_20_low", "of_20_high",
-    "commonest_class", "reason", "ece", "f1", "miou_low", "miou_high", "energy_real", "gap", "chain_movement", "sample_distance", "nearest_distance", "correlogram_distance", "saturated", "seconds",
+    "case",
+    "run_id",
+    "seed",
+    "died",
+    "epochs",
+    "miou",
+    "accuracy",
+    "miou_end",
+    "accuracy_end",
+    "of_5_low",
+    "of_5_high",
+    "of_20_low",
+    "of_20_high",
+    "commonest_class",
+    "reason",
+    "ece",
+    "f1",
+    "miou_low",
+    "miou_high",
+    "energy_real",
+    "gap",
+    "chain_movement",
+    "sample_distance",
+    "nearest_distance",
+    "correlogram_distance",
+    "saturated",
+    "seconds",
 )
 
 
@@ -31,28 +56,67 @@ def segmentation_runs(
     records: Sequence[Mapping],  # finished records
     cases: Sequence[str],  # the case of each
 ) -> pd.DataFrame:  # one row a run, in this order
-    "What a run of a segmentation network came to: its best scores, percent, and what its end was like, NaN where it died."
+    """What a run of a segmentation network came to: its best scores, percent, and what its end was like, NaN where it
+    died."""
     rows = []
     for case, record in zip(cases, records, strict=True):
         if "segmentation" not in record:
-            raise ValueError(f"run {record['run_id']} ({case}) has no mean IoU: expected a run on labels for each pixel, not on {record['config']['dataset']}")
-        config, last, died, end = record["config"], record["evaluations"][-1], record["status"] == "diverged", np.array(record["segmentation"]["confusion"])
+            raise ValueError(
+                f"run {record['run_id']} ({case}) has no mean IoU: expected a run on labels for each pixel, not on "
+                f"{record['config']['dataset']}"
+            )
+        config, last, died, end = (
+            record["config"],
+            record["evaluations"][-1],
+            record["status"] == "diverged",
+            np.array(record["segmentation"]["confusion"]),
+        )
         seen = [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]]
         taught, walked = config["classification_weight"] > 0, config["marginal_weight"] > 0
         ends = {"miou": mean_iou(end), "accuracy": pixel_accuracy(end)}
-        scores = {name: max([ends[name], *(evaluation[f"validation_{name}"] for evaluation in seen)]) for name in ends} | {f"{name}_end": value for name, value in ends.items()}
-        scores |= {f"of_{count}_{limit}": few[place] for count, few in record["segmentation"]["accuracy_of_few"].items() if few for limit, place in (("low", 0), ("high", 2))}
+        scores = {
+            name: max([ends[name], *(evaluation[f"validation_{name}"] for evaluation in seen)]) for name in ends
+        } | {f"{name}_end": value for name, value in ends.items()}
+        scores |= {
+            f"of_{count}_{limit}": few[place]
+            for count, few in record["segmentation"]["accuracy_of_few"].items()
+            if few
+            for limit, place in (("low", 0), ("high", 2))
+        }
         low, high = record["segmentation"]["miou_interval"] or (None, None)
-        at_end = {"ece": last["validation_ece"], "f1": np.nanmean(f1_scores(end)), "miou_low": low, "miou_high": high} if taught else {}
-        at_end |= {"energy_real": abs(_last(record, "energy_real")), "chain_movement": _last(record, "chain_movement"), "gap": _last(record, "gap")}
+        at_end = (
+            {"ece": last["validation_ece"], "f1": np.nanmean(f1_scores(end)), "miou_low": low, "miou_high": high}
+            if taught
+            else {}
+        )
+        at_end |= {
+            "energy_real": abs(_last(record, "energy_real")),
+            "chain_movement": _last(record, "chain_movement"),
+            "gap": _last(record, "gap"),
+        }
         # the buffer of a run without generative loss holds nothing but noise
-        at_end |= {name: last.get(name) for name in ("sample_distance", "nearest_distance", "correlogram_distance")} | {"saturated": record["saturated_percent"]} if walked else {}
-        rows.append({
-            "case": case, "run_id": record["run_id"], "seed": config["seed"], "died": died, "epochs": record["epochs_completed"],
-            **{name: value if taught else np.nan for name, value in scores.items()},  # a network that never saw a label has no score
-            "commonest_class": 100 * end.sum(1).max() / end.sum(), "reason": record["diverged_at"]["reason"] if died else None,
-            **{name: np.nan if died or value is None else float(value) for name, value in at_end.items()}, "seconds": record["seconds"],
-        })
+        at_end |= (
+            {name: last.get(name) for name in ("sample_distance", "nearest_distance", "correlogram_distance")}
+            | {"saturated": record["saturated_percent"]}
+            if walked
+            else {}
+        )
+        rows.append(
+            {
+                "case": case,
+                "run_id": record["run_id"],
+                "seed": config["seed"],
+                "died": died,
+                "epochs": record["epochs_completed"],
+                **{
+                    name: value if taught else np.nan for name, value in scores.items()
+                },  # a network that never saw a label has no score
+                "commonest_class": 100 * end.sum(1).max() / end.sum(),
+                "reason": record["diverged_at"]["reason"] if died else None,
+                **{name: np.nan if died or value is None else float(value) for name, value in at_end.items()},
+                "seconds": record["seconds"],
+            }
+        )
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 # %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #6232b4d9
@@ -69,24 +133,60 @@ def segmentation_table(
     first = dict(reversed(list(zip(cases, records))))  # the first record of each case
     rows = []
     for case in (case for case in varied if case in first):
-        config, own, alive = first[case]["config"], runs[runs["case"] == case], runs[(runs["case"] == case) & ~runs["died"]]
-        rows.append({
-            "case": case, **varied[case], "dataset": config["dataset"], "tile": config["tile_size"] or config["image_size"], "image_size": config["image_size"],
-            "train_tiles": config["train_images"], "validation_tiles": config["validation_images"],
-            **survival.loc[case, ["runs", "diverged", "epochs_median", "epochs_planned", "side"]],
-            "ended_by": next(iter(own["reason"].dropna().mode()), ""), **{f"{name}_{kind}": getattr(own[name], kind)() for name in ("accuracy", "miou", "miou_end") for kind in ("mean", "std")},
-            "accuracy_end_mean": own["accuracy_end"].mean(),
-            "commonest_class": own["commonest_class"].iloc[0], "energy": alive["energy_real"].median(), "gap_end": alive["gap"].median(),
-            "chain_movement": alive["chain_movement"].median(), "movement_floor": config["steps"] ** 0.5 * config["chain_noise"] if config["marginal_weight"] else np.nan,
-            **{f"{name}_mean": own[name].mean() for name in ("of_5_low", "of_5_high", "of_20_low", "of_20_high")},
-            **{f"{name}_mean": alive[name].mean() for name in ("ece", "f1", "miou_low", "miou_high", "saturated", "sample_distance", "nearest_distance", "correlogram_distance")},
-            "correlogram_distance_std": alive["correlogram_distance"].std(),
-            "seconds": own["seconds"].median(), "seconds_per_epoch": survival.loc[case, "seconds_per_epoch"],
-        })
+        config, own, alive = (
+            first[case]["config"],
+            runs[runs["case"] == case],
+            runs[(runs["case"] == case) & ~runs["died"]],
+        )
+        rows.append(
+            {
+                "case": case,
+                **varied[case],
+                "dataset": config["dataset"],
+                "tile": config["tile_size"] or config["image_size"],
+                "image_size": config["image_size"],
+                "train_tiles": config["train_images"],
+                "validation_tiles": config["validation_images"],
+                **survival.loc[case, ["runs", "diverged", "epochs_median", "epochs_planned", "side"]],
+                "ended_by": next(iter(own["reason"].dropna().mode()), ""),
+                **{
+                    f"{name}_{kind}": getattr(own[name], kind)()
+                    for name in ("accuracy", "miou", "miou_end")
+                    for kind in ("mean", "std")
+                },
+                "accuracy_end_mean": own["accuracy_end"].mean(),
+                "commonest_class": own["commonest_class"].iloc[0],
+                "energy": alive["energy_real"].median(),
+                "gap_end": alive["gap"].median(),
+                "chain_movement": alive["chain_movement"].median(),
+                "movement_floor": config["steps"] ** 0.5 * config["chain_noise"]
+                if config["marginal_weight"]
+                else np.nan,
+                **{f"{name}_mean": own[name].mean() for name in ("of_5_low", "of_5_high", "of_20_low", "of_20_high")},
+                **{
+                    f"{name}_mean": alive[name].mean()
+                    for name in (
+                        "ece",
+                        "f1",
+                        "miou_low",
+                        "miou_high",
+                        "saturated",
+                        "sample_distance",
+                        "nearest_distance",
+                        "correlogram_distance",
+                    )
+                },
+                "correlogram_distance_std": alive["correlogram_distance"].std(),
+                "seconds": own["seconds"].median(),
+                "seconds_per_epoch": survival.loc[case, "seconds_per_epoch"],
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #ad9595f2
-def effective_blocks(record: Mapping) -> tuple[int, float] | None:  # their number, and that of equal blocks which they are worth; None without blocks
+def effective_blocks(
+    record: Mapping,
+) -> tuple[int, float] | None:  # their number, and that of equal blocks which they are worth; None without blocks
     "How many blocks of ground a run was validated on, by the labelled pixels in each."
     if record["segmentation"]["by_block"] is None:
         return None
@@ -101,20 +201,30 @@ def difference_interval(
     generator: np.random.Generator,
     confidence: float = 0.95,
     resamples: int = 1000,
-) -> tuple[float, float, float] | None:  # difference of the means over runs at their ends, its lower and its upper limit; None without blocks
+) -> (
+    tuple[float, float, float] | None
+):  # difference of the means over runs at their ends, its lower and its upper limit; None without blocks
     "By how much one arm is above another on the same ground, with a percentile interval over blocks and runs."
     if any(record["segmentation"]["by_block"] is None for record in (*ours, *others)):
         return None
-    matrices = [np.array([record["segmentation"]["by_block"] for record in records]) for records in (ours, others)]  # [runs, blocks, K, K]
+    # [runs, blocks, K, K]
+    matrices = [np.array([record["segmentation"]["by_block"] for record in records]) for records in (ours, others)]
     if matrices[0].shape[1] != matrices[1].shape[1]:
-        raise ValueError(f"arms validated on {matrices[0].shape[1]} and on {matrices[1].shape[1]} blocks: expected the same ground for both")
+        raise ValueError(
+            f"arms validated on {matrices[0].shape[1]} and on {matrices[1].shape[1]} blocks: expected the same ground "
+            "for both"
+        )
 
     def difference(blocks: np.ndarray, runs: Sequence[np.ndarray]) -> float:
-        above, below = (np.mean([metric(matrix) for matrix in arm[some][:, blocks].sum(1)]) for arm, some in zip(matrices, runs))
+        above, below = (
+            np.mean([metric(matrix) for matrix in arm[some][:, blocks].sum(1)]) for arm, some in zip(matrices, runs)
+        )
         return float(above - below)
 
     def drawn(count: int) -> np.ndarray: return generator.integers(count, size=count)
 
     whole = [np.arange(len(arm)) for arm in matrices]
     values = [difference(drawn(matrices[0].shape[1]), [drawn(len(arm)) for arm in matrices]) for _ in range(resamples)]
-    return difference(np.arange(matrices[0].shape[1]), whole), *(float(limit) for limit in np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    return difference(np.arange(matrices[0].shape[1]), whole), *(
+        float(limit) for limit in np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    )

@@ -81,7 +81,9 @@ def shrink_notebook(path: str | Path) -> int:  # characters that are saved
 # %% ../../nbs/08_reporting/04_stored_pictures.ipynb #f1b05b70
 def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     "The command: make the pictures in notebooks small."
-    parser = argparse.ArgumentParser("python -m jem_nb.reporting.stored_pictures", description="Make the pictures in notebooks small.")
+    parser = argparse.ArgumentParser(
+        "python -m jem_nb.reporting.stored_pictures", description="Make the pictures in notebooks small."
+    )
     parser.add_argument("notebooks", nargs="+", metavar="NOTEBOOK")
     for path in parser.parse_args(arguments).notebooks:
         try:

@@ -28,8 +28,17 @@ ARM_COLORS = (
 )
 ARM_MARKERS = ("o", "s", "^", "P", "D", "X", "v", "*", "<", ">", "p", "h", "d", "H", "8")
 CASE_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 7,
-         "legend.frameon": False, "figure.dpi": 90, "svg.hashsalt": "jem_nb", "svg.fonttype": "none"}
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "figure.dpi": 90,
+    "svg.hashsalt": "jem_nb",
+    "svg.fonttype": "none",
+}
 
 
 def arm_style(
@@ -38,9 +47,14 @@ def arm_style(
     "The look of an arm: colour and marker tell its regulariser, the line style its weight."
     regularizer, _, weight = label.partition(" ")
     if regularizer not in (names := regularizer_names()):
-        raise ValueError(f"arm {label!r}: expected one of {list(names)}, with a weight.{did_you_mean(regularizer, names)}")
-    place = sum(2 ** list(PENALTIES).index(term) for term in regularizer_terms(regularizer))  # the next terms come behind
-    dashes = [style for bound, style in ((0.3, "-"), (0.6, "--"), (0.9, "-."), (np.inf, ":")) if float(weight or 0) <= bound]
+        raise ValueError(
+            f"arm {label!r}: expected one of {list(names)}, with a weight.{did_you_mean(regularizer, names)}"
+        )
+    # the next terms come behind
+    place = sum(2 ** list(PENALTIES).index(term) for term in regularizer_terms(regularizer))
+    dashes = [
+        style for bound, style in ((0.3, "-"), (0.6, "--"), (0.9, "-."), (np.inf, ":")) if float(weight or 0) <= bound
+    ]
     color, marker = (looks[place % len(looks)] for looks in (ARM_COLORS, ARM_MARKERS))
     return {"color": color, "marker": marker, "linestyle": dashes[0]}
 

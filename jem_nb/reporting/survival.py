@@ -30,7 +30,9 @@ def _censored(times: Sequence[float], died: Sequence[bool], group: str) -> "scip
     "Check the times of one group and hand them to scipy."
     times, died = np.asarray(times, dtype=float), np.asarray(died, dtype=bool)
     if times.ndim != 1 or times.shape != died.shape:
-        raise ValueError(f"{group} has {times.size} times and {died.size} marks of death: expected one of each for every run")
+        raise ValueError(
+            f"{group} has {times.size} times and {died.size} marks of death: expected one of each for every run"
+        )
     if times.size == 0:
         raise ValueError(f"{group} is empty: expected at least one run")
     if not (np.isfinite(times).all() and (times >= 0).all()):
@@ -68,7 +70,10 @@ def logrank_p_value(
     control_died: Sequence[bool],
 ) -> float:  # two-sided p-value; 1 where the deaths cannot tell the groups apart
     "Log-rank test that two groups share one survival curve (`scipy.stats.logrank`)."
-    first, second = _censored(times, died, "the first group"), _censored(control_times, control_died, "the control group")
+    first, second = (
+        _censored(times, died, "the first group"),
+        _censored(control_times, control_died, "the control group"),
+    )
     with np.errstate(invalid="ignore"):  # zero divided by zero where nobody died
         p_value = float(scipy.stats.logrank(first, second).pvalue)
     return 1.0 if np.isnan(p_value) else p_value

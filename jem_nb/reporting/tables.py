@@ -34,7 +34,9 @@ def _get(record: Mapping, *path: str) -> object:
         if not isinstance(value, Mapping) or key not in value:
             near = did_you_mean(key, value) if isinstance(value, Mapping) else ""
             name = record.get("run_id", "without a run_id")
-            raise ValueError(f"run {name} has no {'.'.join(path)!r}: expected a finished record of this release; run it again.{near}")
+            raise ValueError(
+                f"run {name} has no {'.'.join(path)!r}: expected a finished record of this release; run it again.{near}"
+            )
         value = value[key]
     return value
 
@@ -45,9 +47,14 @@ def _best_accuracy(record: Mapping) -> float:  # percent; NaN where no epoch was
 
 
 def _last_gap(record: Mapping) -> float:  # nats; NaN for a run that died
-    "Mean of E(x) - E(x') over the last 30 recorded iterations of a completed run: near 0 where the chains keep up with the real images."
+    """Mean of E(x) - E(x') over the last 30 recorded iterations of a completed run: near 0 where the chains keep up
+    with the real images."""
     plain = record["config"].get("marginal_weight") == 0  # a classifier, which has no gap
-    gaps = [] if _get(record, "status") == "diverged" or plain else [gap for gap in _get(record, "history", "gap")[-30:] if gap is not None]
+    gaps = (
+        []
+        if _get(record, "status") == "diverged" or plain
+        else [gap for gap in _get(record, "history", "gap")[-30:] if gap is not None]
+    )
     return float(np.mean(gaps)) if gaps else np.nan
 
 # %% ../../nbs/08_reporting/03_tables.ipynb #8b1a1640
@@ -55,11 +62,16 @@ def _check_data(records: Sequence[Mapping]) -> None:
     "Raise ValueError where runs that name the same data were trained on different pixels."
     seen: dict[tuple, str] = {}
     for record in records:
-        named = tuple((field, record["config"].get(field)) for field in ("dataset", "split", "image_size", "train_images", "data_seed"))
+        named = tuple(
+            (field, record["config"].get(field))
+            for field in ("dataset", "split", "image_size", "train_images", "data_seed")
+        )
         pixels = _get(record, "data", "pixels_sha256")
         if seen.setdefault(named, pixels) != pixels:
-            raise ValueError(f"run {record['run_id']} was trained on other pixels than the runs before, for the same {dict(named)}: "
-                             "expected one copy of the data for a table; delete the runs of one of them")
+            raise ValueError(
+                f"run {record['run_id']} was trained on other pixels than the runs before, for the same {dict(named)}: "
+                "expected one copy of the data for a table; delete the runs of one of them"
+            )
 
 
 def survival_times(
@@ -67,37 +79,54 @@ def survival_times(
 ) -> tuple[np.ndarray, np.ndarray]:  # epochs until death or censoring, `[N]`; True where the run died, `[N]`
     "Right-censored lifetimes of runs, in epochs."
     died = np.array([_get(record, "status") == "diverged" for record in records], dtype=bool)
-    epochs = [_get(record, "diverged_at", "iteration") / _get(record, "iterations_per_epoch") if dead else float(_get(record, "epochs_planned"))
-              for record, dead in zip(records, died)]
+    epochs = [
+        _get(record, "diverged_at", "iteration") / _get(record, "iterations_per_epoch")
+        if dead
+        else float(_get(record, "epochs_planned"))
+        for record, dead in zip(records, died)
+    ]
     return np.array(epochs, dtype=float), died
 
 # %% ../../nbs/08_reporting/03_tables.ipynb #ebaac9c6
 def run_table(
     records: Sequence[Mapping],  # finished records, in any order
     columns: Sequence[str] = ("dataset", "preset", "learning_rate"),  # fields of the configuration to keep
-    cases: Sequence[str] | None = None,  # an experiment's own name for what each record is of, kept as the column `case`
+    cases: Sequence[str]
+    | None = None,  # an experiment's own name for what each record is of, kept as the column `case`
 ) -> pd.DataFrame:  # one row a run, ordered by run_id
     "Lay out records one row a run; raises ValueError where a record lacks a field or comes twice."
     if not records:
         raise ValueError("no finished runs to tabulate: run the experiment first")
     epochs, died = survival_times(records)
-    frame = pd.DataFrame({
-        "run_id": [_get(record, "run_id") for record in records],
-        **({} if cases is None else {"case": list(cases)}),
-        **{column: [_get(record, "config", column) for record in records] for column in columns},
-        "arm": [_get(record, "config", "regularizer") for record in records],
-        "weight": [0.0 if record["config"]["regularizer"] == "none" else float(_get(record, "config", "regularizer_weight")) for record in records],
-        "label": [arm_label(record["config"]) for record in records],
-        "died": died,
-        "survival_epochs": epochs,
-        "side": [_get(record, "diverged_at", "side") if dead else "" for record, dead in zip(records, died)],
-        **{key: [_get(record, key) for record in records] for key in ("iterations", "epochs_completed", "epochs_planned")},
-        "accuracy": [_best_accuracy(record) for record in records],
-        "gap_end": [_last_gap(record) for record in records],
-        # missing numbers are null in JSON and NaN here
-        **{path[-1]: np.array([_get(record, *path) for record in records], dtype=float)
-           for path in (("seconds_per_epoch",), ("samples", "pixels_outside_percent"), ("samples", "spread"))},
-    })
+    frame = pd.DataFrame(
+        {
+            "run_id": [_get(record, "run_id") for record in records],
+            **({} if cases is None else {"case": list(cases)}),
+            **{column: [_get(record, "config", column) for record in records] for column in columns},
+            "arm": [_get(record, "config", "regularizer") for record in records],
+            "weight": [
+                0.0
+                if record["config"]["regularizer"] == "none"
+                else float(_get(record, "config", "regularizer_weight"))
+                for record in records
+            ],
+            "label": [arm_label(record["config"]) for record in records],
+            "died": died,
+            "survival_epochs": epochs,
+            "side": [_get(record, "diverged_at", "side") if dead else "" for record, dead in zip(records, died)],
+            **{
+                key: [_get(record, key) for record in records]
+                for key in ("iterations", "epochs_completed", "epochs_planned")
+            },
+            "accuracy": [_best_accuracy(record) for record in records],
+            "gap_end": [_last_gap(record) for record in records],
+            # missing numbers are null in JSON and NaN here
+            **{
+                path[-1]: np.array([_get(record, *path) for record in records], dtype=float)
+                for path in (("seconds_per_epoch",), ("samples", "pixels_outside_percent"), ("samples", "spread"))
+            },
+        }
+    )
     _check_data(records)
     if (twice := frame["run_id"].duplicated()).any():
         raise ValueError(f"run {frame['run_id'][twice].iloc[0]} comes twice: expected each finished run once")
@@ -107,16 +136,27 @@ def run_table(
 def _describe(runs: pd.DataFrame) -> dict[str, object]:
     "The statistics of one arm's runs."
     if runs["epochs_planned"].nunique() > 1:
-        raise ValueError(f"the arm {runs['label'].iloc[0]!r} mixes runs of {sorted(set(runs['epochs_planned']))} planned epochs: "
-                         "pass the records of one protocol")
+        raise ValueError(
+            f"the arm {runs['label'].iloc[0]!r} mixes runs of {sorted(set(runs['epochs_planned']))} planned epochs: "
+            "pass the records of one protocol"
+        )
     planned, completed, accuracy = runs["epochs_planned"].iloc[0], runs["epochs_completed"], runs["accuracy"]
     sides = runs["side"][runs["died"]].mode()  # the most frequent; the first by name where two are
     return {
-        "runs": len(runs), "diverged": int(runs["died"].sum()), "epochs_planned": int(planned),
-        "epochs_median": float(completed.median()), "epochs_min": int(completed.min()), "epochs_max": int(completed.max()),
-        "epochs_percent": 100 * completed.mean() / planned, "iterations_median": float(runs["iterations"].median()),
-        "accuracy_runs": int(accuracy.count()), "accuracy_mean": accuracy.mean(), "accuracy_std": accuracy.std(ddof=1),
-        "seconds_per_epoch": runs["seconds_per_epoch"].median(), "pixels_outside_percent": runs["pixels_outside_percent"].median(), "spread": runs["spread"].median(),
+        "runs": len(runs),
+        "diverged": int(runs["died"].sum()),
+        "epochs_planned": int(planned),
+        "epochs_median": float(completed.median()),
+        "epochs_min": int(completed.min()),
+        "epochs_max": int(completed.max()),
+        "epochs_percent": 100 * completed.mean() / planned,
+        "iterations_median": float(runs["iterations"].median()),
+        "accuracy_runs": int(accuracy.count()),
+        "accuracy_mean": accuracy.mean(),
+        "accuracy_std": accuracy.std(ddof=1),
+        "seconds_per_epoch": runs["seconds_per_epoch"].median(),
+        "pixels_outside_percent": runs["pixels_outside_percent"].median(),
+        "spread": runs["spread"].median(),
         "gap_end_median": runs["gap_end"].median(),
         "side": sides.iloc[0] if len(sides) else "",
     }
@@ -128,7 +168,11 @@ def _p_values(groups: Mapping[tuple, pd.DataFrame], by: Sequence[str], control: 
     for key, runs in groups.items():
         reference = tuple((dict(zip(by, key)) | control)[column] for column in by)
         arms = (runs, groups[reference]) if reference != key and reference in groups else ()
-        p_values.append(logrank_p_value(*(arm[column] for arm in arms for column in ("survival_epochs", "died"))) if arms else np.nan)
+        p_values.append(
+            logrank_p_value(*(arm[column] for arm in arms for column in ("survival_epochs", "died")))
+            if arms
+            else np.nan
+        )
     return holm(p_values)
 
 # %% ../../nbs/08_reporting/03_tables.ipynb #acde39f4
@@ -150,9 +194,14 @@ def summarise(
     groups = dict(list(runs.groupby(by, dropna=False)))
     table = pd.DataFrame([dict(zip(by, key)) | _describe(group) for key, group in groups.items()])
     table["p_value"] = _p_values(groups, by, control) if control else np.nan
-    order = [column for column in by if column not in ("arm", "weight")] + [column for column in ("arm", "weight") if column in by]
-    position = {"arm": lambda arms: arms.map({arm: i for i, arm in enumerate(regularizer_names())}), "learning_rate": lambda rates: -rates,
-                "case": lambda found: found.map({case: i for i, case in enumerate(dict.fromkeys(cases))})}
+    order = [column for column in by if column not in ("arm", "weight")] + [
+        column for column in ("arm", "weight") if column in by
+    ]
+    position = {
+        "arm": lambda arms: arms.map({arm: i for i, arm in enumerate(regularizer_names())}),
+        "learning_rate": lambda rates: -rates,
+        "case": lambda found: found.map({case: i for i, case in enumerate(dict.fromkeys(cases))}),
+    }
     return table.sort_values(order, key=lambda c: position.get(c.name, lambda same: same)(c), ignore_index=True)
 
 # %% ../../nbs/08_reporting/03_tables.ipynb #a5cfcb17
@@ -160,12 +209,25 @@ def time_to_quality(
     record: Mapping,  # of a finished run
     accuracy: float,  # percent, of validation images
     sample_distance: float = np.inf,  # the farthest that samples may be from the data, see `energy.sample_statistics`
-) -> dict[str, object]:  # reached, and epoch, seconds, forward_passes (of one image) and sample_distance, NaN if not reached
+) -> dict[
+    str, object
+]:  # reached, and epoch, seconds, forward_passes (of one image) and sample_distance, NaN if not reached
     "What a run spent until its first evaluation that met the goal."
-    columns = {"epoch": "epoch", "seconds": "seconds", "forward_passes": "image_passes", "accuracy": "validation_accuracy", "sample_distance": "sample_distance"}
+    columns = {
+        "epoch": "epoch",
+        "seconds": "seconds",
+        "forward_passes": "image_passes",
+        "accuracy": "validation_accuracy",
+        "sample_distance": "sample_distance",
+    }
     for evaluation in _get(record, "evaluations"):
         distance = evaluation.get("sample_distance")
-        if evaluation["epoch"] > 0 and evaluation["validation_accuracy"] >= accuracy and distance is not None and distance <= sample_distance:
+        if (
+            evaluation["epoch"] > 0
+            and evaluation["validation_accuracy"] >= accuracy
+            and distance is not None
+            and distance <= sample_distance
+        ):
             return {"reached": True} | {name: float(evaluation[key]) for name, key in columns.items()}
     return {"reached": False} | dict.fromkeys(columns, np.nan)
 
@@ -192,7 +254,12 @@ def markdown_table(
     "A table for reading, in Markdown; raises ValueError for a column that the table does not have."
     columns = list(frame.columns if columns is None else columns)
     if missing := [column for column in columns if column not in frame.columns]:
-        raise ValueError(f"the table has no column {missing[0]!r}: expected some of {list(frame.columns)}.{did_you_mean(missing[0], frame.columns)}")
+        raise ValueError(
+            f"the table has no column {missing[0]!r}: expected some of "
+            f"{list(frame.columns)}.{did_you_mean(missing[0], frame.columns)}"
+        )
     align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in columns]
     cells = [[_cell(value).replace("|", "\\|") for value in row] for row in frame[columns].astype(object).to_numpy()]
-    return pd.DataFrame(cells, columns=[column.replace("_", " ") for column in columns]).to_markdown(index=False, disable_numparse=True, colalign=align)
+    return pd.DataFrame(cells, columns=[column.replace("_", " ") for column in columns]).to_markdown(
+        index=False, disable_numparse=True, colalign=align
+    )

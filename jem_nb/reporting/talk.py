@@ -12,9 +12,15 @@ import pandas as pd
 # %% ../../nbs/08_reporting/02_talk.ipynb #a2a64a69
 TALK = pd.DataFrame(
     [
-        (1e-4, "none", 0.0, 5.0, 84.0, np.nan), (1e-4, "r", 0.5, 3.5, 54.0, np.nan), (1e-4, "r", 1.0, 3.0, 40.0, np.nan),
-        (1e-5, "none", 0.0, 43.0, 88.6, np.nan), (1e-5, "r", 0.2, 100.0, 95.16, 288.0), (1e-5, "r", 0.5, 15.5, 66.8, np.nan),
-        (1e-5, "r", 0.75, 15.0, 63.0, np.nan), (1e-5, "u", 0.2, 77.5, 63.42, 289.0), (1e-5, "g", 0.2, 59.0, 89.82, 398.0),
+        (1e-4, "none", 0.0, 5.0, 84.0, np.nan),
+        (1e-4, "r", 0.5, 3.5, 54.0, np.nan),
+        (1e-4, "r", 1.0, 3.0, 40.0, np.nan),
+        (1e-5, "none", 0.0, 43.0, 88.6, np.nan),
+        (1e-5, "r", 0.2, 100.0, 95.16, 288.0),
+        (1e-5, "r", 0.5, 15.5, 66.8, np.nan),
+        (1e-5, "r", 0.75, 15.0, 63.0, np.nan),
+        (1e-5, "u", 0.2, 77.5, 63.42, 289.0),
+        (1e-5, "g", 0.2, 59.0, 89.82, 398.0),
     ],
     columns=["talk_learning_rate", "arm", "weight", "talk_epochs_percent", "talk_accuracy", "talk_seconds_per_epoch"],
 )
@@ -26,10 +32,16 @@ def beside_talk(
     "Set the talk's figures beside a table, learning rates matched by role."
     rates = sorted(set(table["learning_rate"]), reverse=True)
     if len(rates) > 2:
-        raise ValueError(f"the table has the learning rates {rates}: expected at most two, a high and a low one; select two of them")
+        raise ValueError(
+            f"the table has the learning rates {rates}: expected at most two, a high and a low one; select two of them"
+        )
     # one learning rate alone has a role only if it is one of the talk's own
-    roles = dict(zip(rates, (1e-4, 1e-5))) if len(rates) == 2 else {rate: rate for rate in rates if rate in (1e-4, 1e-5)}
+    roles = (
+        dict(zip(rates, (1e-4, 1e-5))) if len(rates) == 2 else {rate: rate for rate in rates if rate in (1e-4, 1e-5)}
+    )
     known = TALK.set_index(["talk_learning_rate", "arm", "weight"])
     keys = list(zip(table["learning_rate"].map(roles), table["arm"], table["weight"]))
     found = known.reindex(pd.MultiIndex.from_tuples(keys, names=known.index.names)).reset_index()
-    return table.assign(**{column: found[column].to_numpy(dtype=float) for column in TALK.columns.drop(["arm", "weight"])})
+    return table.assign(
+        **{column: found[column].to_numpy(dtype=float) for column in TALK.columns.drop(["arm", "weight"])}
+    )

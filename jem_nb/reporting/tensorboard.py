@@ -14,7 +14,8 @@ from ..experiments.records import read_record
 
 # %% ../../nbs/08_reporting/13_tensorboard.ipynb #f146149c
 def history_of(folder: str | Path) -> list[dict]:  # a row an iteration, numbers by name
-    "The whole history of a run if its file is there, else the thinned one of its record; a run that still trains has one too."
+    """The whole history of a run if its file is there, else the thinned one of its record; a run that still trains has
+    one too."""
     folder, record = Path(folder), read_record(folder)
     if (folder / "metrics.jsonl").is_file():
         return list(read_lines(folder / "metrics.jsonl"))
@@ -42,9 +43,12 @@ def write_events(
         for evaluation in record["evaluations"] if record else []:
             for name, value in evaluation.items():
                 if name.startswith("validation_") and isinstance(value, (int, float)):
-                    writer.add_scalar(name.replace("_", "/", 1), value, evaluation["epoch"] * record["iterations_per_epoch"])
+                    writer.add_scalar(
+                        name.replace("_", "/", 1), value, evaluation["epoch"] * record["iterations_per_epoch"]
+                    )
         if record:
             writer.add_text("configuration", f"```json\n{json.dumps(record['config'], indent=1)}\n```")
-    for file in output.glob("events.out.tfevents.*"):  # whose names hold that of the machine; and one that is written again replaces the one before
+    # whose names hold that of the machine; and one that is written again replaces the one before
+    for file in output.glob("events.out.tfevents.*"):
         file.replace(output / "events.out.tfevents.jem_nb")
     return output

@@ -19,7 +19,8 @@ class Economy:
 
     chains_per_image: float = 1.0  # chains that walk, for each image of a batch
     walk_every: int = 1  # iterations from one walk to the next; between them the buffer's images serve as they are
-    first_steps: int | None = None  # steps of the first chains, growing evenly to all of them in the last iteration; None: all from the start
+    # steps of the first chains, growing evenly to all of them in the last iteration; None: all from the start
+    first_steps: int | None = None
     coarse_epochs: int = 0  # epochs on images and chains of half the side, at the start
     images_at_once: int | None = None  # images that pass through the network together; None: all
 
@@ -44,7 +45,9 @@ class Economy:
             return steps
         return round(self.first_steps + (steps - self.first_steps) * min(1.0, iteration / (iterations - 1)))
 
-    def resolution(self, images: Tensor, epoch: int) -> Tensor:  # [B, C, H, W], or [B, C, H/2, W/2] while training is coarse
+    def resolution(
+        self, images: Tensor, epoch: int
+    ) -> Tensor:  # [B, C, H, W], or [B, C, H/2, W/2] while training is coarse
         "Images as this epoch sees them."
         return F.avg_pool2d(images, 2) if epoch < self.coarse_epochs else images
 

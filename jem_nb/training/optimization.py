@@ -20,12 +20,15 @@ class Descent:
     "What is done beside the optimiser's own step; the defaults do nothing."
 
     gradient_norm_clip: float | None = None  # largest norm of all gradients together
-    sharpness: float = 0.0  # rho, how far uphill the gradient is taken, in the norm of all weights together; 0: at the weights
+    # rho, how far uphill the gradient is taken, in the norm of all weights together; 0: at the weights
+    sharpness: float = 0.0
     average_decay: float | None = None  # of an exponential average of the weights, which is evaluated in their stead
 
     def __post_init__(self):
         if self.gradient_norm_clip is not None and not self.gradient_norm_clip > 0:
-            raise ValueError(f"gradient_norm_clip is {self.gradient_norm_clip}: expected a positive number, or None for no clip")
+            raise ValueError(
+                f"gradient_norm_clip is {self.gradient_norm_clip}: expected a positive number, or None for no clip"
+            )
         if not self.sharpness >= 0:
             raise ValueError(f"sharpness is {self.sharpness}: expected at least 0")
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
@@ -53,7 +56,11 @@ class Descent:
 
     def average(self, network: nn.Module) -> AveragedModel | None:
         "A copy of the network that will follow the average of its weights; None without one."
-        return None if self.average_decay is None else AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+        return (
+            None
+            if self.average_decay is None
+            else AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+        )
 
 # %% ../../nbs/06_training/02_optimization.ipynb #9bcd4c90
 @dataclass(frozen=True)
