@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..core.generators import named_generator
 from ..data.datasets import ImageDataset
 from ..energy.aggregation import energy_function
-from ..energy.losses import Objective
+from ..energy.objective import Objective, jem_objective
+from ..energy.training_batch import TrainingBatch
 from ..energy.sgld import LangevinSampler, energy_gradient
 from ..experiments.config import RunConfig
 from ..experiments.presets import make_config
@@ -82,7 +83,7 @@ def _weight_gradients(objective: Objective, network: nn.Module, device: str, map
     x, generated = _images().to(device), (_images(16) * 0.5).to(device)
     labels = torch.arange(16) % 10
     labels = labels[:, None, None].expand(16, 32, 32) if maps else labels
-    objective(network, x, labels.to(device), generated, (generated, labels.to(device))).total.backward()
+    objective(network, TrainingBatch(x, labels.to(device), generated, generated, labels.to(device))).total.backward()
     return torch.cat([parameter.grad.flatten().cpu() for parameter in network.parameters()])
 
 
@@ -93,7 +94,7 @@ def check_losses(device: str) -> dict[str, float]:
         maps = "unet" in name
         for loss in ("contrastive", "bounded"):
             for penalty in PENALTIES:
-                objective = Objective(joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
+                objective = jem_objective(joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
                                       aggregation="mean" if maps else "sum", generation_loss=loss, dice_weight=0.5 * maps)
                 gradients = [_weight_gradients(objective, network, place, maps)
                              for network, place in zip(_networks(name, device), ("cpu", device))]

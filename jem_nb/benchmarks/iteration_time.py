@@ -30,7 +30,7 @@ from ..core.generators import named_generator
 from ..core.process import keep_freed_memory, one_thread
 from ..data.batches import Batches
 from ..energy.replay_buffer import ReplayBuffer
-from ..energy.sgld import LangevinSampler
+from ..energy.sgld import Sampler
 from ..experiments.config import RunConfig
 from ..experiments.run import build_trainer
 from ..networks.architectures import build_network
@@ -80,7 +80,7 @@ def ratio_with_spread(slow: Sequence[float], fast: Sequence[float]) -> tuple[flo
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #ebbd5d01
 PARTS = {  # the doors of each part of an iteration
-    "chain": ((LangevinSampler, "sample"),),
+    "chain": ((Sampler, "sample"),),
     "training pass": ((Trainer, "_backward"),),
     "optimizer": ((torch.optim.Adam, "step"),),
     "buffer": ((ReplayBuffer, "draw"), (ReplayBuffer, "put")),

@@ -9,7 +9,7 @@ __all__ = ['FITTED', 'OTHERS', 'IMAGES', 'RADII', 'DEFENCES', 'CHAIN', 'COUNT', 
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #d6e4b2b6
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ..data.datasets import ImageDataset, load_dataset
 from ..data.pixel_values import to_bytes, to_pixels
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import frechet_distance
-from ..energy.sgld import LangevinSampler
+from ..energy.sgld import Sampler
 from .accuracy import accuracy
 from .attacks import NORMS, Attack, right_after_chain
 from .calibration import FINE_EDGES, equal_mass, expected_calibration_error, fit_temperature
@@ -37,7 +37,7 @@ class Subject:
     "A trained classifier, its chains, and the images that it was made with."
 
     network: nn.Module
-    sampler: LangevinSampler
+    sampler: Sampler
     buffer: ReplayBuffer
     train: ImageDataset
     validation: ImageDataset
@@ -168,7 +168,7 @@ def attacks(subject: Subject, images: int = 200, steps: int = 10) -> list[dict]:
 def _withstood(subject: Subject, x: Tensor, labels: Tensor, norm: str, radius: float, steps: int) -> dict[str, Tensor]:  # bool [B] by defence
     "Which images are still classified rightly; one who knows of the chain also has what one has who does not."
     def source(name: str) -> torch.Generator: return named_generator(subject.seed, "attack", norm, radius, name, device=str(x.device))
-    def right(name: str, attacked: Tensor, sampler: LangevinSampler | None) -> Tensor: return right_after_chain(subject.network, attacked, labels, source(name), sampler)
+    def right(name: str, attacked: Tensor, sampler: Sampler | None) -> Tensor: return right_after_chain(subject.network, attacked, labels, source(name), sampler)
 
     if not radius:
         return {"none": right("none", x, None), "chain": (chain := right("chain", x, subject.sampler)), "chain, known": chain}
@@ -197,9 +197,9 @@ def sample_kinds(subject: Subject, count: int, steps: int) -> dict[str, tuple[Te
     places = [order if of_class is None else order[of_class == label] for label in range(classes)]
     turns = torch.arange(count) // (classes if buffer.classes else 1)  # without classes no slot is taken twice
     of_classes = torch.stack([buffer.images[places[label][turn % len(places[label])]] for label, turn in zip(asked.tolist(), turns.tolist())])
-    long, short = (replace(subject.sampler, steps=number) for number in (steps, steps // 4))
+    long, short = (subject.sampler.with_steps(number) for number in (steps, steps // 4))
 
-    def drawn(sampler: LangevinSampler, starts: Tensor, labels: Tensor | None = None, guidance: float = 0.0) -> tuple[Tensor, Tensor | None]:
+    def drawn(sampler: Sampler, starts: Tensor, labels: Tensor | None = None, guidance: float = 0.0) -> tuple[Tensor, Tensor | None]:
         return draw_samples(subject.network, sampler, starts, source, labels, guidance).cpu(), None if labels is None else labels.cpu()
 
     return {"buffer": (kept.cpu(), None), "noise": drawn(long, fresh), "noise, short": drawn(short, fresh), "class, buffer": drawn(short, of_classes, asked),

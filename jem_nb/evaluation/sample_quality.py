@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.generators import named_generator
 from ..data.batches import Batches
 from ..energy.energy import Energy, energy_of_logits
-from ..energy.sgld import Generators, LangevinSampler
+from ..energy.sgld import Generators, Sampler
 from ..networks.architectures import build_network
 from ..networks.features import features_of
 from ..networks.precision import evaluating
@@ -39,7 +39,7 @@ def guided_energy(
 # %% ../../nbs/05_evaluation/08_sample_quality.ipynb #b1eb0be7
 def draw_samples(
     network: nn.Module,
-    sampler: LangevinSampler,  # with as many steps as are wanted
+    sampler: Sampler,  # with as many steps as are wanted
     starts: Tensor,  # where chains start, `[B, C, H, W]`; left as they are
     generators: Generators,
     labels: Tensor | None = None,

@@ -12,8 +12,8 @@ from ..core.identity import run_id
 from ..data.datasets import BLOCK_SIZE, BUFFER
 from ..energy.aggregation import energy_scale
 from ..energy.implausibility import Feedback
-from ..energy.losses import Objective
-from ..energy.sgld import LangevinSampler
+from ..energy.objective import Objective, jem_objective
+from ..energy.sgld import LangevinSampler, Sampler
 from .config_checks import check_ranges, check_types
 from ..networks.architectures import is_segmentation
 from ..training.chain_schedule import Economy
@@ -157,12 +157,12 @@ class RunConfig:
 
     # the parts of a run that follow from fields alone
     def objective(self) -> Objective:
-        return Objective(
+        return jem_objective(
             self.classification_weight, self.marginal_weight, self.joint_weight, self.regularizer, self.regularizer_weight / self.energy_scale, self.reduction,
             self.aggregation, self.generation_loss, self.dice_weight, self.autocorrelation_weight, self.autocorrelation,
             energy_scale=self.energy_scale)
 
-    def sampler(self) -> LangevinSampler:
+    def sampler(self) -> Sampler:
         return LangevinSampler(self.steps, self.step_size * self.pixels / self.energy_scale, self.chain_noise, self.chain_clamp, self.gradient_clamp, self.moves)
 
     def economy(self) -> Economy:

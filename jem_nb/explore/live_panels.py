@@ -20,7 +20,7 @@ from ..data.datasets import ImageDataset
 from ..data.pixel_values import to_pixels
 from ..energy.aggregation import energy_function
 from ..energy.energy import Energy
-from ..energy.sgld import langevin_step
+from ..energy.sgld import LangevinSampler, Sampler
 from ..experiments.config import RunConfig
 from ..experiments.presets import make_config
 from ..experiments.run import build_trainer
@@ -117,21 +117,24 @@ class ChainPanel(LivePanel):
         labels = None if toward == "any class" else torch.full((len(x),), self.trained.classes.index(toward))
         energy = energy_function(self.trained.network, labels, config.aggregation)
         self.frames, every, self.walking = [], -(-steps // self.most), True
+        sampler = LangevinSampler(1, self.size.value, self.noise.value, config.chain_clamp, config.gradient_clamp)
         try:
-            self._walk(x, energy, generator, steps, every, report)
+            self._walk(x, energy, sampler, generator, steps, every, report)
         finally:
             self.walking = False
             self.frame.max = self.frame.value = max(0, len(self.frames) - 1)
 
-    def _walk(self, x: Tensor, energy: Energy, generator: torch.Generator, steps: int, every: int, report: Callable[[float], bool]) -> None:
-        config = self.trained.config
+    def _walk(
+        self, x: Tensor, energy: Energy, sampler: Sampler, generator: torch.Generator, steps: int, every: int,
+        report: Callable[[float], bool],
+    ) -> None:
         for step in range(steps + 1):
             with evaluating(self.trained.network):
                 if step % every == 0 or step == steps:
                     with torch.no_grad():
                         self.frames.append((step, x.clone(), energy(x)))
                 if step < steps:
-                    x, _ = langevin_step(x, [energy], generator, self.size.value, self.noise.value, config.chain_clamp, config.gradient_clamp)
+                    x = sampler.walk(x, energy, generator).images
             if not x.isfinite().all():
                 raise ValueError(f"after {step + 1} steps a pixel is no number any more: expected a smaller step size than {self.size.value:g}")
             if not report(step / steps):

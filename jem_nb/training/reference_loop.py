@@ -17,6 +17,7 @@ from ..data.batches import Batches
 from ..energy.energy import energy_of_logits
 from ..energy.regularizers import regularization
 from ..energy.sample_statistics import sample_statistics
+from ..energy.terms import Regularization
 from ..networks.precision import device_of
 from .trainer import Trainer
 
@@ -41,7 +42,8 @@ class ReferenceTrainer(Trainer):
         labelled, targets = next(self.labelled.epoch(self.epoch, number))
         classification = F.cross_entropy(self.network(labelled.to(device).contiguous()), targets.to(device))
         gap = energy_real.mean() - energy_generated.mean()
-        penalty = self.objective.regularizer_weight * regularization(self.objective.regularizer, energy_real, energy_generated, images, self.objective.reduction)
+        penalty = sum((term.weight * regularization(term.regularizer, energy_real, energy_generated, images, term.reduction)
+                       for term in self.objective.terms if isinstance(term, Regularization)), energy_real.new_zeros(()))
         loss = classification + gap + penalty
         self.measures |= sample_statistics(generated) | {
             "loss": loss.item(), "classification": classification.item(), "generation": gap.item(), "regularization": penalty.item(),

@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .callbacks import History
 from .trainer import Callback, Trainer
@@ -111,7 +111,7 @@ class Restart(Callback):
             trainer.rate_factor = max(self.policy.rate_floor, 0.3 * trainer.rate_factor)
         elif self.policy.remedy == "more steps":
             steps = trainer.sampler.steps
-            trainer.sampler = replace(trainer.sampler, steps=steps + steps // (len(self.events) + 1))
+            trainer.sampler = trainer.sampler.with_steps(steps + steps // (len(self.events) + 1))
         elif self.policy.remedy == "fresh buffer":
             trainer.buffer.renew()
             while len(self.states) > 1:  # the way to older buffers is gone

@@ -9,7 +9,7 @@ __all__ = ['PLACE', 'SPENT', 'Callback', 'TrainingState', 'Trainer']
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -19,12 +19,12 @@ from ..core.files import finite_or_none
 from ..core.generators import named_generator
 from ..core.ranks import ALONE, Ranks
 from ..data.batches import Batches
-from ..data.resize import IGNORED
 from ..energy.implausibility import FLOORS, LIMIT, Feedback, implausibility, measured
-from ..energy.losses import Objective
+from ..energy.objective import Objective
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import sample_statistics
-from ..energy.sgld import LangevinSampler
+from ..energy.sgld import Sampler
+from ..energy.training_batch import TrainingBatch
 from ..networks.precision import device_of, working_precision
 from .chain_schedule import Economy
 from .checkpoint import copied_state
@@ -59,7 +59,7 @@ class TrainingState:
 
     network: nn.Module
     objective: Objective
-    sampler: LangevinSampler
+    sampler: Sampler
     buffer: ReplayBuffer
     batches: Batches
     validation: Callable[[nn.Module], dict[str, float]]  # evaluates the network, see `evaluate`
@@ -117,7 +117,7 @@ class TrainingState:
         for name in names:
             setattr(self, name, state[name])
         if "rate_factor" in names:
-            self.sampler = replace(self.sampler, steps=state["steps"])
+            self.sampler = self.sampler.with_steps(state["steps"])
 
     def _remembering(self) -> dict:
         parts = {"network": self.network, "optimizer": self.optimizer, "average": self.average}
@@ -166,21 +166,27 @@ class Trainer(TrainingState):
     def step(self, images: Tensor, labels: Tensor, number: int) -> None:
         "One iteration: walk the chains, compute the losses, descend."
         rate = self.rate_factor * self.schedule(self.iteration, self.epoch)
-        device = device_of(self.network)
-        images, labels = self.economy.resolution(images.to(device), self.epoch), labels.to(device)
-        real = self.batches.unlabelled(self.epoch, number, self.plain_marginal) if self.objective.marginal_weight and self.unlabelled_images else None
-        real = None if real is None else self.economy.resolution(real.to(device), self.epoch)
-        others = self._walk(labels, number, device, images if real is None else real) | {"real": real}
+        batch = self._batch(images, labels, number)
         self.measures = self.ranks.mean(self.measures)
         self.optimizer.zero_grad(set_to_none=True)
-        self.measures |= self._backward(images, labels, device, **others) | {"learning_rate": rate}
+        self.measures |= self._backward(batch) | {"learning_rate": rate}
         self._call("after_losses")
         if self.stopped or self.rewound:
             return
         if self.descent.sharpness:
             with self.descent.uphill(self.network):
-                self._backward(images, labels, device, **others)
+                self._backward(batch)
         self._update(rate)
+
+    def _batch(self, images: Tensor, labels: Tensor, number: int) -> TrainingBatch:
+        "The images that the objective asks for: labelled ones, others for p(x), and where chains have come to."
+        device, real = device_of(self.network), None
+        images, labels = self.economy.resolution(images.to(device), self.epoch), labels.to(device)
+        if self.objective.needs("real") and self.unlabelled_images:
+            real = self.batches.unlabelled(self.epoch, number, self.plain_marginal)
+        real = None if real is None else self.economy.resolution(real.to(device), self.epoch)
+        samples = self._walk(labels, number, device, images if real is None else real)
+        return TrainingBatch(images, labels, real=real, **samples)
 
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -190,45 +196,34 @@ class Trainer(TrainingState):
         if self.average is not None:
             self.average.update_parameters(self.network)
 
-    def _backward(
-        self, images: Tensor, labels: Tensor, device: str, generated: Tensor | None = None, joint: tuple[Tensor, Tensor] = (None, None), real: Tensor | None = None,
-        weights: Tensor | None = None,
-    ) -> dict[str, float]:
-        "Leave the gradients of a batch's losses in the weights, part after part; return the losses. Of several ranks, those of the whole batch."
-        batches = {"labelled": images, "generated": generated, "joint": joint[0], "real": real}
-        sizes = {name: len(batch) for name, batch in batches.items() if batch is not None}
-        number, measures = self.economy.parts(sum(sizes.values()), min(sizes.values())), {}
-        pixels = (labels != IGNORED).sum().item() if labels.ndim == 3 else 0
-        whole = self.ranks.total(sizes | {"labelled_pixels": pixels})
-        cuts = [[None] * number if whole is None else whole.tensor_split(number) for whole in (images, labels, generated, *joint, real, weights)]
-        for part_number, (x, y, x_generated, x_joint, y_joint, x_real, weight) in enumerate(zip(*cuts), start=1):
-            shares = {name: len(part) / whole[name] for name, part in zip(batches, (x, x_generated, x_joint, x_real)) if part is not None}
-            if labels.ndim == 3:
-                shares["labelled_pixels"] = (y != IGNORED).sum().item() / max(1, whole["labelled_pixels"])
-            with self._together(part_number == number), working_precision(device, self.precision):
-                losses = self.objective(self.synchronised, x, y, x_generated, (x_joint, y_joint), x_real, shares, weight)
+    def _backward(self, batch: TrainingBatch) -> dict[str, float]:
+        "Leave the gradients of a batch's losses in the weights, part after part; return the losses, of ranks those of them all."
+        sizes, measures = [len(images) for images in batch.images.values()], {}
+        parts = batch.split(self.economy.parts(sum(sizes), min(sizes)), self.ranks.total(batch.sizes))
+        for number, part in enumerate(parts, start=1):
+            with self._together(number == len(parts)), working_precision(device_of(self.network), self.precision):
+                losses = self.objective(self.synchronised, part)
                 # of ranks the mean is taken, and parts are to be added up
                 (self.ranks.world * losses.total).backward()
             measures = {name: measures.get(name, 0.0) + value for name, value in losses.parts.items()}
-        for batch in batches.values():
-            self._spend(3, batch)
+        for images in batch.images.values():
+            self._spend(3, images)
         return self.ranks.total(measures)
 
     def _together(self, last: bool) -> AbstractContextManager:
         "Ranks exchange gradients with the last part of a batch, and not before."
         return nullcontext() if last or self.ranks.world == 1 else self.synchronised.no_sync()
 
-    def _spend(self, passes: int, images: Tensor | None) -> None:
+    def _spend(self, passes: int, images: Tensor) -> None:
         "Count the passes of a batch, in those of images at full resolution."
-        if images is not None:
-            self.passes += passes * len(images) * images[0, 0].numel() / self.batches.images[0, 0].size
+        self.passes += passes * len(images) * images[0, 0].numel() / self.batches.images[0, 0].size
 
-    def _walk(self, labels: Tensor, number: int, device: str, real: Tensor) -> dict:
+    def _walk(self, labels: Tensor, number: int, device: str, real: Tensor) -> dict[str, Tensor]:  # fields of TrainingBatch
         "Samples of p(x) and p(x, y), as far as the objective asks for them."
         samples, count = {}, self.ranks.part(self.economy.chains(self.batches.batch_size), "chains")
         # after going back, noise that was not seen before
         noise = named_generator(self.seed, "chain", self.epoch, number, *([self.attempt] if self.attempt else []), *self.ranks.names(), device=device)
-        if self.objective.marginal_weight:
+        if self.objective.needs("generated"):
             # p(x) by classes: each is as likely as any other
             classes = self.buffer.classes
             drawn = torch.randint(classes, (count,), generator=noise, device=device) if classes else None
@@ -236,9 +231,9 @@ class Trainer(TrainingState):
             if self.feedback.kind == "weight":
                 samples["weights"] = self.feedback.weights(self._implausible(samples["generated"], real)).to(real)
                 self.measures["feedback_weight"] = samples["weights"].mean().item()
-        if self.objective.joint_weight:  # p(x, y) with the classes of the batch, so that only the images differ
+        if self.objective.needs("joint"):  # p(x, y) with the classes of the batch, so that only the images differ
             given = labels[torch.arange(count, device=device) % len(labels)]
-            samples["joint"] = self._chain(count, given, noise, real), given
+            samples |= {"joint": self._chain(count, given, noise, real), "joint_labels": given}
         return samples
 
     def _chain(self, count: int, labels: Tensor | None, noise: torch.Generator, real: Tensor) -> Tensor:
@@ -249,7 +244,7 @@ class Trainer(TrainingState):
             worst = self.feedback.worst(self._implausible(start, real), self.buffer.reinit_probability, noise)
             start[worst] = self.buffer.fresh((len(worst), *start.shape[1:]), None if labels is None else labels[worst])
         if walks:
-            sampler = replace(self.sampler, steps=economy.steps(self.sampler.steps, self.iteration, self.planned))
+            sampler = self.sampler.with_steps(economy.steps(self.sampler.steps, self.iteration, self.planned))
             chain = sampler.sample(self.network, start, noise, labels, self.objective.aggregation, self.precision, economy.images_at_once)
             self.buffer.put(slots, chain.images)
             self.measures |= {"chain_gradient": chain.gradient_norm, "chain_movement": chain.movement}
