@@ -10,7 +10,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -80,7 +79,7 @@ def model_card(trained: TrainedNetwork, record: dict, alike: Sequence[dict]) -> 
     config, name = trained.config, record["data"]["name"]
     task, each = ("image-segmentation", "pixel") if trained.segmentation else ("image-classification", "image")
     defaults = RunConfig().as_json()
-    changed = pd.DataFrame([{"field": field.name, "value": str(value)} for field in fields(config) if (value := config.as_json()[field.name]) != defaults[field.name]])
+    changed = pd.DataFrame([{"field": name, "value": str(value)} for name, value in config.as_json().items() if value != defaults[name]])
     figures = card_figures(record, alike)
     measured = f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over runs that differ in their seed only."
     python = ["```python", "from jem_nb.experiments.trained_network import load_network", "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]", "```"]
