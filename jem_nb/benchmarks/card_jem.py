@@ -235,8 +235,8 @@ def chains_within(seconds: float, preset: str, images: np.ndarray, labels: np.nd
     from jem_nb.data.datasets import RGB, ImageDataset
     from jem_nb.experiments.presets import make_config
     from jem_nb.experiments.run import build_trainer
-    from jem_nb.training.callbacks import DivergenceWatch, History
-    from jem_nb.training.trainer import Callback
+    from jem_nb.training.watch_and_history import DivergenceWatch, History
+    from jem_nb.training.training_state import Callback
 
     class Budget(Callback):
         def after_iteration(self, trainer) -> None:

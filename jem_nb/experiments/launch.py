@@ -30,7 +30,7 @@ from .config import RunConfig
 from .records import read_record, run_folder, runs_folder
 from .run import run
 from .run_data import load_data
-from ..training.callbacks import iterations_done
+from ..training.watch_and_history import iterations_done
 from ..training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint
 
 # %% ../../nbs/07_experiments/15_launch.ipynb #e8900006

@@ -7,65 +7,77 @@ __all__ = ['build_trainer', 'run', 'writable', 'require_agreement']
 
 # %% ../../nbs/07_experiments/13_run.ipynb #4cb37d0f
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..core.files import locked, require_writable, write_bytes, write_json
+from ..core.files import locked, require_writable, write_json
 from ..core.generators import named_generator
 from ..core.process import keep_freed_memory, one_thread, requests_to_stop
 from ..core.ranks import ALONE, Ranks
 from ..data.batches import Batches
 from ..data.datasets import ImageDataset
-from ..data.pictures import sample_sheet
 from ..data.pixel_values import to_pixels
 from ..energy.initial_images import ClassGaussians
 from ..energy.replay_buffer import ReplayBuffer
 from ..evaluation.evaluate import evaluate
 from ..evaluation.final_evaluations import check_probes
 from .config import RunConfig
-from .provenance import differences, fingerprint, commit
+from .provenance import commit, differences, fingerprint
 from .records import read_record, run_folder
+from .run_callbacks import RunPlace, make_callbacks, write_pictures
 from .run_data import data_digest, known_labels, load_data
 from .run_record import answers, calibration_now, make_record, sample_distance, weights_description
 from ..networks.architectures import build_network
 from ..networks.precision import device_of
-from ..training.callbacks import Checkpoints, DivergenceWatch, History, LastSamples, ProgressBar, Snapshots
 from ..training.checkpoint import save_weights
 from ..training.reference_loop import ReferenceTrainer
-from ..training.restart import Restart
 from ..training.trainer import Trainer
 
 # %% ../../nbs/07_experiments/13_run.ipynb #00a0cd50
-def build_trainer(config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE) -> Trainer:
+def build_trainer(
+    config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE
+) -> Trainer:
     "All parts of a run, ready to train."
     def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
 
-    classes, shape = len(train.classes), train.images.shape[1:]
+    classes = len(train.classes)
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
-        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of one class, expected at least {classes * config.batch_size}")
+        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of "
+                         f"one class, expected at least {classes * config.batch_size}")
     # the weights are drawn on the CPU, so that a run starts the same on every device
-    network = build_network(config.network, shape[0], classes, named_generator(config.seed, "weights"), config.activation, config.normalization)
+    network = build_network(config.network, train.images.shape[1], classes, named_generator(config.seed, "weights"),
+                            config.activation, config.normalization)
     network = network.to(device, memory_format=torch.channels_last)
-    bands, side = shape[0], config.image_size // (2 if config.coarse_epochs else 1)
-    start = None if config.start == "noise" else ClassGaussians(config.work.economy().resolution(to_pixels(torch.from_numpy(np.ascontiguousarray(train.images))), 0), torch.from_numpy(train.labels))
-    slots = ranks.part(config.buffer_size, "buffer_size")
-    buffer = ReplayBuffer(slots, (bands, side, side), generator("buffer", *ranks.names()), config.reinit_probability, classes if config.class_conditional else None, start)
+    buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
-        batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise, known_labels(config, train), ranks),
-        validation=lambda network: evaluate(network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision)
-        | sample_distance(config, buffer, train) | calibration_now(config, network, validation),
+        batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise,
+                        known_labels(config, train), ranks),
+        validation=lambda network: evaluate(
+            network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision
+        ) | sample_distance(config, buffer, train) | calibration_now(config, network, validation),
         optimizer=torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2)),
-        schedule=config.training.schedule(), seed=config.seed, precision=config.precision, economy=config.work.economy(), descent=config.training.descent(), feedback=config.chains.feedback_policy(),
+        schedule=config.training.schedule(), descent=config.training.descent(), economy=config.work.economy(),
+        feedback=config.chains.feedback_policy(), seed=config.seed, precision=config.precision,
         plain_marginal=config.plain_marginal, unlabelled_images=config.unlabelled_images, ranks=ranks,
         evaluate_every=config.evaluate_every,
         # runs share a machine with other runs; a graphics card's work is not in the processor's time
         clock=time.process_time if device == "cpu" else time.perf_counter,
     )
+
+# %% ../../nbs/07_experiments/13_run.ipynb #6294c60c
+def _buffer(config: RunConfig, train: ImageDataset, generator: torch.Generator, ranks: Ranks) -> ReplayBuffer:
+    bands, side = train.images.shape[1], config.image_size // (2 if config.coarse_epochs else 1)
+    initial = None
+    if config.start == "class_gaussians":
+        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(train.images)))
+        initial = ClassGaussians(config.work.economy().resolution(pixels, 0), torch.from_numpy(train.labels))
+    slots, classes = ranks.part(config.buffer_size, "buffer_size"), len(train.classes) if config.class_conditional else None
+    return ReplayBuffer(slots, (bands, side, side), generator, config.reinit_probability, classes, initial)
 
 # %% ../../nbs/07_experiments/13_run.ipynb #62b37078
 def run(
@@ -77,12 +89,14 @@ def run(
 ) -> dict:  # the record
     "Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on."
     if ranks.world != config.ranks:
-        raise ValueError(f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, or torchrun --nproc-per-node {config.ranks}; "
-                         f"with ranks={ranks.world} it is another run, which `go_on_with` lets take over what this one has reached")
+        raise ValueError(f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, "
+                         f"or torchrun --nproc-per-node {config.ranks}; with ranks={ranks.world} it is another run, which "
+                         "`go_on_with` lets take over what this one has reached")
     folder = run_folder(experiment, config.run_id, root)
     if (record := ranks.same(lambda: read_record(folder))) is not None:
         return record
-    alone = locked(require_writable(folder) / "run", f"run {config.run_id} is being computed by another process; waiting for it") if ranks.first else nullcontext()
+    waiting = f"run {config.run_id} is being computed by another process; waiting for it"
+    alone = locked(require_writable(folder) / "run", waiting) if ranks.first else nullcontext()
     with alone, requests_to_stop() as asked:
         if (record := ranks.same(lambda: read_record(folder))) is not None:
             return record  # by the process that held it
@@ -93,7 +107,7 @@ def run(
             with writable(config, folder):
                 write_json(folder / "config.json", config.as_json())
         keep_freed_memory()
-        _train(config, experiment, folder, train, validation, progress, asked, ranks)
+        _train(config, experiment, RunPlace(folder, ranks, asked, progress), (train, validation))
         return ranks.same(lambda: read_record(folder))
 
 # %% ../../nbs/07_experiments/13_run.ipynb #4f657632
@@ -103,55 +117,40 @@ def writable(config: RunConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the folder writable, "
-                      "and start it again; it goes on from its last checkpoint") from error
+        raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the "
+                      "folder writable, and start it again; it goes on from its last checkpoint") from error
 
-
+# %% ../../nbs/07_experiments/13_run.ipynb #a23064ee
 def require_agreement(mine: dict[str, str], ranks: Ranks) -> None:
     "RuntimeError on a rank that is not as the first: with another program, other data, or another run."
     if different := differences(mine, ranks.same(lambda: mine), "rank 0 has"):
         raise RuntimeError(f"rank {ranks.rank} is not as the first: it has {different}; expected the same everywhere")
 
-
-def _train(config: RunConfig, experiment: str, folder: Path, train: ImageDataset, validation: ImageDataset, progress: bool, asked: Sequence[str], ranks: Ranks) -> None:
+# %% ../../nbs/07_experiments/13_run.ipynb #c9f594d8
+def _train(config: RunConfig, experiment: str, place: RunPlace, data: tuple[ImageDataset, ImageDataset]) -> None:
     "Train, and write pictures and record."
     with one_thread():
-        trainer = build_trainer(config, train, validation, "cuda" if torch.cuda.is_available() else "cpu", ranks)
-        watch, history = DivergenceWatch(config.criterion()), History(folder / "metrics.jsonl" if ranks.first else None)
-        # so many images and chains that their pictures stay small
-        shown, walking = max(1, min(4, 128 // config.image_size)), 4 if config.image_size <= 32 else 1
-        last = LastSamples(chains=walking)
-        restart = Restart(config.restart_policy(), history)
-        public = train.provenance.get("show_labels", True)
-        snapshots = [Snapshots(validation.images[:shown], validation.labels[:shown], train.classes, show_labels=public, number=walking)] if train.segmentation else []
-        origin = fingerprint() | {"data": data_digest(train, validation), "device": device_of(trainer.network).partition(":")[0]}
-        require_agreement(origin | {"run": config.run_id}, ranks)
+        trainer = build_trainer(config, *data, "cuda" if torch.cuda.is_available() else "cpu", place.ranks)
+        origin = fingerprint() | {"data": data_digest(*data), "device": device_of(trainer.network).partition(":")[0]}
+        require_agreement(origin | {"run": config.run_id}, place.ranks)
         origin = {name: origin[name] for name in ("torch", "numpy", "data", "device")}
-        checkpoints = Checkpoints(folder, config.run_id, [history, restart, last, *snapshots], asked, origin)
-        trainer.callbacks = (watch, history, restart, last, *snapshots, checkpoints, *([ProgressBar(config.epochs)] if progress and ranks.first else []))
-        checkpoints.resume(trainer)
+        watchers = make_callbacks(config, place, data, origin)
+        trainer.callbacks = watchers.all
+        watchers.checkpoints.resume(trainer)
         trainer.fit(config.epochs)
-        ranks.require_same(trainer.network)
-        if not ranks.first:
+        place.ranks.require_same(trainer.network)
+        if not place.ranks.first:
             return  # the first writes for all
-        record, picture = make_record(config, experiment, trainer, history, restart, train, validation)
-        found, pictures = answers(config, trainer, train, validation, lambda: checkpoints.stop_if_asked(trainer))
+        record, picture = make_record(config, experiment, trainer, watchers.history, watchers.restart, *data)
+        found, pictures = answers(config, trainer, *data, lambda: watchers.checkpoints.stop_if_asked(trainer))
         record |= {"probes": found} if config.probes else {}
-        record |= {"snapshot_epochs": list(snapshots[0].maps), "map_rows": snapshots[0].map_rows()} if snapshots else {}
-    files = {f"{name}.jpg": sample_sheet(images, 8 if name == "neighbours" else len(train.classes), "JPEG", 92) for name, images in pictures.items()}
-    if not snapshots and "neighbours" not in pictures:  # which shows as many samples
-        files["samples.png"] = picture
-    for seen in snapshots:
-        files["maps.png"] = seen.map_sheet()
-        if chains := list(seen.chains.values()):
-            files["chains.jpg"] = sample_sheet(torch.cat(chains), len(chains[0]), "JPEG", 70)
-    if trainer.stopped and last.seen:
-        files["ending.jpg"] = sample_sheet(last.images(), len(last.seen[-1]), "JPEG")
-    with writable(config, folder):
-        for name, content in files.items():
-            write_bytes(folder / name, content)
+        if seen := watchers.snapshots:
+            record |= {"snapshot_epochs": list(seen.maps), "map_rows": seen.map_rows()}
+    with writable(config, place.folder):
+        write_pictures(place.folder, trainer, watchers, picture, pictures, len(data[0].classes))
         if not trainer.stopped:
-            save_weights(folder / "weights.safetensors", trainer.evaluated.state_dict(), weights_description(config, trainer.evaluated, train, validation))
-        write_json(folder / "result.json", record)  # last: its presence says that the run is finished
-    checkpoints.finish()
-    (folder / ".run.lock").unlink(missing_ok=True)  # whoever waits for it will find the record
+            described = weights_description(config, trainer.evaluated, *data)
+            save_weights(place.folder / "weights.safetensors", trainer.evaluated.state_dict(), described)
+        write_json(place.folder / "result.json", record)  # last: its presence says that the run is finished
+    watchers.checkpoints.finish()
+    (place.folder / ".run.lock").unlink(missing_ok=True)  # whoever waits for it will find the record

@@ -26,7 +26,7 @@ from ..evaluation.landscape import energy_landscape
 from ..evaluation.segmentation_scores import correlograms, segmentation_scores
 from .config import RunConfig
 from .provenance import commit, versions
-from ..training.callbacks import History
+from ..training.watch_and_history import History
 from ..training.divergence import side_that_ran
 from ..training.restart import Restart
 from ..training.trainer import Trainer

@@ -32,7 +32,7 @@ from .provenance import differences, fingerprint
 from .records import read_record, run_folder, runs_folder
 from .run import run
 from .run_data import load_data
-from ..training.callbacks import iterations_done
+from ..training.watch_and_history import iterations_done
 
 # %% ../../nbs/07_experiments/16_sweep.ipynb #cd19865b
 BAR = "{desc}: {percentage:3.0f} % of the work |{bar}| {elapsed} elapsed, {remaining} left"

@@ -30,8 +30,9 @@ from .panels import CHOSEN, GENERATED, LARGEST_SET, REAL, Panel, as_rgb, choice_
 from ..networks.precision import evaluating
 from ..reporting.arm_figures import energy_axis
 from ..reporting.styles import new_panels
-from ..training.callbacks import DivergenceWatch, History
-from ..training.trainer import Callback, Trainer
+from ..training.watch_and_history import DivergenceWatch, History
+from ..training.trainer import Trainer
+from ..training.training_state import Callback
 
 # %% ../../nbs/10_explore/02_live_panels.ipynb #035a1713
 REDRAW_SECONDS = 0.4  # between two pictures of work under way

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from .styles import CASE_COLORS, STYLE, add_title, new_panels
 from ..training.alarms import replay
+from ..training.divergence import gives_warning
 
 MARK_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
@@ -52,8 +53,7 @@ def plot_detector(
 ) -> Figure:
     "Gap, rolling deviation and outlier count with their thresholds, warnings and restarts."
     deviation, outliers = replay(gaps, restarts)
-    with np.errstate(invalid="ignore"):
-        warnings = np.flatnonzero((deviation >= deviation_threshold) & (outliers >= outlier_threshold))
+    warnings = np.flatnonzero(gives_warning(deviation, outliers, deviation_threshold, outlier_threshold))
     figure, axes = new_panels(3, 1, (8.4, 4.6), sharex=True)
     rows = ((np.abs(np.array(gaps, dtype=float)), "|gap| (nats)", None), (deviation, "rolling deviation (nats)", deviation_threshold), (outliers, "outliers among 100", outlier_threshold))
     for (values, label, threshold), panel in zip(rows, axes[:, 0]):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .divergence import rolling_deviation, rolling_outliers
+from .divergence import alarm_statistics, gives_warning
 
 # %% ../../nbs/06_training/04_alarms.ipynb #59b3666d
 @dataclass(frozen=True)
@@ -24,11 +24,7 @@ class WatchedRun:
 
     def statistics(self, window: int = 10, outlier_window: int = 100) -> tuple[np.ndarray, np.ndarray]:  # `[T]` each
         "Rolling deviation and outlier count of |gap| at each iteration; infinite where a value is not finite."
-        series = np.abs(np.array(self.gaps, dtype=float))
-        found = rolling_deviation(series, window), rolling_outliers(series, outlier_window)
-        for values in found:
-            values[~np.isfinite(series)] = np.inf
-        return found
+        return alarm_statistics(np.abs(np.array(self.gaps, dtype=float)), window, outlier_window)
 
 # %% ../../nbs/06_training/04_alarms.ipynb #ddd29960
 def first_alarm(
@@ -39,9 +35,7 @@ def first_alarm(
     outlier_window: int = 100,  # iterations
 ) -> int | None:  # iteration, counted from 0; None if it never rings
     "When the alarm rings for the first time."
-    deviation, outliers = run.statistics(window, outlier_window)
-    with np.errstate(invalid="ignore"):
-        rings = np.flatnonzero((deviation >= deviation_threshold) & (outliers >= outlier_threshold))
+    rings = np.flatnonzero(gives_warning(*run.statistics(window, outlier_window), deviation_threshold, outlier_threshold))
     return int(rings[0]) if len(rings) else None
 
 # %% ../../nbs/06_training/04_alarms.ipynb #a6c5d2eb
@@ -73,8 +67,7 @@ class _Watched:
     outliers: np.ndarray
 
     def rings(self, deviation_threshold: float, outlier_threshold: int) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return (self.deviation >= deviation_threshold) & (self.outliers >= outlier_threshold)
+        return gives_warning(self.deviation, self.outliers, deviation_threshold, outlier_threshold)
 
     @property
     def positive(self) -> np.ndarray:
