@@ -18,13 +18,16 @@ STATE = """() => {
   const panel = window.jupyterapp.shell.currentWidget;
   const cells = [...panel.content.model.cells].filter(cell => cell.type === 'code');
   const outputs = cells.flatMap(cell => Array.from({length: cell.outputs.length}, (_, i) => cell.outputs.get(i)));
-  return {path: panel.context.path, kernel: panel.sessionContext.session?.kernel?.status, cells: cells.length, run: cells.filter(cell => cell.executionCount !== null).length,
+  return {path: panel.context.path, kernel: panel.sessionContext.session?.kernel?.status, cells: cells.length,
+          run: cells.filter(cell => cell.executionCount !== null).length,
           waiting: cells.filter(cell => cell.executionState && cell.executionState !== 'idle').length,
           errors: outputs.filter(output => output.type === 'error').map(output => JSON.stringify(output.toJSON()))};
 }"""
 # pictures and widgets that reach beyond the right edge of the notebook
-TOO_WIDE = """() => [...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output .widget-box')].filter(found => found.getBoundingClientRect().width > 1
-  && found.getBoundingClientRect().right > found.closest('.jp-Notebook').getBoundingClientRect().right + 1).map(found => found.outerHTML.slice(0, 120))"""
+TOO_WIDE = """() => [...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output .widget-box')]
+  .filter(found => found.getBoundingClientRect().width > 1
+    && found.getBoundingClientRect().right > found.closest('.jp-Notebook').getBoundingClientRect().right + 1)
+  .map(found => found.outerHTML.slice(0, 120))"""
 
 
 @contextmanager
@@ -46,11 +49,27 @@ def jupyterlab(folder: Path):
     news = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false"}')  # nobody is here to answer whether to ask for them
-    places = {"JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JEM_ROOT": str(folder)}
-    environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"} | places  # nobody's own settings
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    places = {
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "JEM_ROOT": str(folder),
+    }
+    # nobody's own settings
+    environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"} | places
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     log = open(folder.parent / "jupyterlab.log", "w")  # noqa: SIM115, open as long as the server
     server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
     try:
@@ -80,7 +99,9 @@ def wait(condition, seconds: float, what: str) -> None:
 def run_all(page: Page, address: str, name: str, seconds: float = 300) -> list[str]:
     "Open a notebook and run all its cells from the menu, as a person does; what went wrong."
     page.goto(address.format(f"nbs/{name}.ipynb"))
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000)
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel", timeout=60_000
+    )
     wait(lambda: page.evaluate(STATE)["kernel"] == "idle", 60, f"{name}: its kernel")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator("#jp-mainmenu-run").get_by_text("Run All Cells", exact=True).click()
@@ -92,14 +113,18 @@ def run_all(page: Page, address: str, name: str, seconds: float = 300) -> list[s
 
 
 def finished(state: dict) -> bool:
-    return bool(state["errors"]) or (state["run"] == state["cells"] and not state["waiting"] and state["kernel"] == "idle")
+    return bool(state["errors"]) or (
+        state["run"] == state["cells"] and not state["waiting"] and state["kernel"] == "idle"
+    )
 
 
 def looked_at(page: Page, name: str, folder: Path) -> list[str]:
     "Pictures of a notebook in both themes, part by part; what does not fit at this width."
     problems = []
     for theme in ("Light", "Dark"):
-        page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        page.evaluate(
+            f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+        )
         page.wait_for_timeout(1500)
         notebook = page.locator(".jp-WindowedPanel-outer").last
         height, whole = notebook.evaluate("panel => [panel.clientHeight, panel.scrollHeight]")
@@ -114,7 +139,11 @@ def looked_at(page: Page, name: str, folder: Path) -> list[str]:
 
 def panel_with(page: Page, text: str):
     "The panel of explore.ipynb that has a control of this name."
-    return page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.locator(".widget-label", has_text=text)).first
+    return (
+        page.locator(".jp-OutputArea-output .widget-vbox")
+        .filter(has=page.locator(".widget-label", has_text=text))
+        .first
+    )
 
 
 def changed(panel, act, seconds: float, what: str) -> list[str]:
@@ -144,11 +173,23 @@ def react(page: Page) -> list[str]:
         panel = panel_with(page, control)
         panel.scroll_into_view_if_needed()
         chosen = panel.locator("select").nth(1 if control == "run" else 0)
-        problems += changed(panel, lambda chosen=chosen, option=option: chosen.select_option(option) if option else chosen.select_option(index=3), 10, f"another picture after {control}")
+        problems += changed(
+            panel,
+            lambda chosen=chosen, option=option: (
+                chosen.select_option(option) if option else chosen.select_option(index=3)
+            ),
+            10,
+            f"another picture after {control}",
+        )
     landscape = panel_with(page, "to noise")
     landscape.scroll_into_view_if_needed()
     handle = landscape.locator(".noUi-handle").nth(3)
-    problems += changed(landscape, lambda: (handle.focus(), page.keyboard.press("ArrowUp"), page.keyboard.press("ArrowUp")), 10, "another picture on the way to noise")
+    problems += changed(
+        landscape,
+        lambda: (handle.focus(), page.keyboard.press("ArrowUp"), page.keyboard.press("ArrowUp")),
+        10,
+        "another picture on the way to noise",
+    )
     chains = panel_with(page, "step size")
     chains.scroll_into_view_if_needed()
     problems += changed(chains, lambda: chains.get_by_role("button", name="Walk").click(), 30, "chains to walk")
@@ -159,7 +200,8 @@ def lab(folder: str, *names: str) -> list[str]:
     copy, pictures, problems = copy_of_repository(), Path(folder), []
     pictures.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(copy / "reports" / "runs")
-    (copy / "reports" / "runs").symlink_to(ROOT / "reports" / "runs")  # with what README's experiment command left there
+    # with what README's experiment command left there
+    (copy / "reports" / "runs").symlink_to(ROOT / "reports" / "runs")
     with jupyterlab(copy) as address, chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         for name in names or ("index", "exp_regularization", "explore"):

@@ -24,13 +24,19 @@ def notebooks_in(folder: Path) -> list[Path]:
 def copy_of_repository() -> Path:
     "The tracked files in a folder of their own, as a repository whose changes git can tell."
     copy = Path(tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER"))) / "copy"
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in filter(None, files):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     git = ["git", "-c", "user.name=check", "-c", "user.email=check@example.org", "-c", "commit.gpgsign=false"]
-    for command in (["git", "init", "-q"], ["git", "add", "-A"], [*git, "commit", "-qm", "as committed", "--no-verify"]):
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "add", "-A"],
+        [*git, "commit", "-qm", "as committed", "--no-verify"],
+    ):
         subprocess.run(command, cwd=copy, check=True)
     return copy
 
@@ -41,7 +47,9 @@ def run_in(copy: Path, *command: str) -> None:
 
 
 def changes(copy: Path, *paths: str) -> list[str]:
-    return subprocess.run(["git", "status", "--porcelain", *paths], cwd=copy, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        ["git", "status", "--porcelain", *paths], cwd=copy, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 
 
 def clean() -> list[str]:
@@ -56,7 +64,10 @@ def export() -> list[str]:
         if module.name != "__init__.py":
             module.unlink()  # what no notebook exports does not come back
     run_in(copy, "nbdev_export")
-    return [f"differs from its notebook, run nbdev_export (D: no notebook exports it): {line}" for line in changes(copy, "jem_nb")]
+    return [
+        f"differs from its notebook, run nbdev_export (D: no notebook exports it): {line}"
+        for line in changes(copy, "jem_nb")
+    ]
 
 
 def notebooks() -> list[str]:
@@ -72,13 +83,27 @@ def notebooks() -> list[str]:
         if path.parent.name == "nbs" and path.name.startswith("exp_") and outputs:
             problems.append(f"{path.name}: {len(outputs)} stored outputs, expected none")
         if any("/site-packages/" in json.dumps(output) for output in outputs):
-            problems.append(f"{path.name}: an output names a path of some machine, expected none; silence the warning and run it again")
-        silent = [cell["id"] for cell in cells if cell["cell_type"] == "code" and re.search(r"\b(display|print)\(", "".join(cell["source"])) and not cell["outputs"]]
+            problems.append(
+                f"{path.name}: an output names a path of some machine, expected none; silence the warning and run it "
+                "again"
+            )
+        silent = [
+            cell["id"]
+            for cell in cells
+            if cell["cell_type"] == "code"
+            and re.search(r"\b(display|print)\(", "".join(cell["source"]))
+            and not cell["outputs"]
+        ]
         if path.name == "index.ipynb" and silent:
-            problems.append(f"{path.name}: no stored outputs of cells {silent}, expected what readers see without running it; run it again")
+            problems.append(
+                f"{path.name}: no stored outputs of cells {silent}, expected what readers see without running it; run "
+                "it again"
+            )
         kinds = {kind for output in outputs for kind in output.get("data", {})} - set(SAFE_OUTPUTS)
         if kinds or any(output["output_type"] == "error" for output in outputs):
-            problems.append(f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}")
+            problems.append(
+                f"{path.name}: outputs of kind {sorted(kinds) or 'error'}, expected only {sorted(SAFE_OUTPUTS)}"
+            )
     return problems
 
 
@@ -100,7 +125,9 @@ LARGEST_RUN = 60_000  # bytes of its record and its pictures, as they are withou
 
 def tracked(*paths: str) -> dict[str, int]:
     "Bytes of the tracked files, by name."
-    names = subprocess.run(["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        ["git", "ls-files", "-z", *paths], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     return {name: (ROOT / name).stat().st_size for name in names if name and (ROOT / name).exists()}
 
 
@@ -144,8 +171,11 @@ def imported(path: Path, wing: str) -> list[str]:  # wing.room, each once
 def planted() -> list[str]:
     "Whether `wings` notices an import that goes up, from wing to wing and within a wing."
     copy, missed = copy_of_repository(), []
-    upward = (("core/paths.py", "from ..reporting.tables import arm_label"), ("core/paths.py", "from .files import locked"),
-              ("data/tiles.py", "import jem_nb.maps.command"))
+    upward = (
+        ("core/paths.py", "from ..reporting.tables import arm_label"),
+        ("core/paths.py", "from .files import locked"),
+        ("data/tiles.py", "import jem_nb.maps.command"),
+    )
     for place, line in upward:
         before = (copy / "jem_nb" / place).read_text()
         (copy / "jem_nb" / place).write_text(f"{before}\n{line}\n")
@@ -214,15 +244,23 @@ def records() -> list[str]:
     for folder in sorted((ROOT / "reports" / "runs").glob("*/")):
         if pack := open_pack(folder):
             packed = packed_runs(pack)  # every file read, and its checksum compared
-            names = [record["run_id"] for record in each_record(folder.name, only=packed)]  # belong to their identifiers
+            # belong to their identifiers
+            names = [record["run_id"] for record in each_record(folder.name, only=packed)]
             problems += [f"{pack.path}: {len(packed)} runs, {len(names)} records"] * (names != sorted(packed))
             loose |= {folder.relative_to(ROOT) / run: sum(map(len, files.values())) for run, files in packed.items()}
-    problems += [f"{place}: {size:,} bytes, expected at most {LARGEST_RUN:,}" for place, size in loose.items() if size > LARGEST_RUN]
+    problems += [
+        f"{place}: {size:,} bytes, expected at most {LARGEST_RUN:,}"
+        for place, size in loose.items()
+        if size > LARGEST_RUN
+    ]
     files = tracked()
     for what, number, largest in zip(("bytes", "files"), (sum(files.values()), len(files)), LARGEST_TREE):
         print(f"the tracked tree has {number:,} {what}")
         if number > largest:
-            problems.append(f"the tracked tree has {number:,} {what}, expected at most {largest:,}: pack finished runs (jem-records pack)")
+            problems.append(
+                f"the tracked tree has {number:,} {what}, expected at most {largest:,}: pack finished runs "
+                "(jem-records pack)"
+            )
     return problems
 
 
@@ -264,7 +302,11 @@ def assigned(notebook: Path, tag: str) -> dict:
 def published(root: Path) -> set[Path]:
     "What experiments write, relative to the repository."
     reports = root / "reports"
-    return {Path("README.md"), Path("reports/README.md"), *(p.relative_to(root) for kind in ("tables/*.csv", "figures/*.png", "*.ipynb") for p in reports.glob(kind))}
+    return {
+        Path("README.md"),
+        Path("reports/README.md"),
+        *(p.relative_to(root) for kind in ("tables/*.csv", "figures/*.png", "*.ipynb") for p in reports.glob(kind)),
+    }
 
 
 def difference(committed: Path, rebuilt: Path) -> list[str]:
@@ -274,7 +316,9 @@ def difference(committed: Path, rebuilt: Path) -> list[str]:
     if committed.suffix == ".png":
         return different_pictures(committed, rebuilt)
     one, two = (readable(path) for path in (committed, rebuilt))
-    return [f"{committed.name}: {line}" for line in difflib.unified_diff(one, two, "committed", "rebuilt", lineterm="", n=0)]
+    return [
+        f"{committed.name}: {line}" for line in difflib.unified_diff(one, two, "committed", "rebuilt", lineterm="", n=0)
+    ]
 
 
 def readable(path: Path) -> list[str]:
@@ -284,7 +328,11 @@ def readable(path: Path) -> list[str]:
     cells = json.loads(path.read_text())["cells"]
     texts = [source for cell in cells if not (source := "".join(cell["source"])).startswith("# Parameters\n")]
     for output in (output for cell in cells for output in cell.get("outputs", [])):
-        texts += ["".join(content) for kind, content in (output.get("data", {}) | {"text": output.get("text", "")}).items() if kind != "image/png"]
+        texts += [
+            "".join(content)
+            for kind, content in (output.get("data", {}) | {"text": output.get("text", "")}).items()
+            if kind != "image/png"
+        ]
     return "\n".join(texts).splitlines()
 
 
@@ -300,9 +348,10 @@ def different_pictures(committed: Path, rebuilt: Path) -> list[str]:
 def repeat() -> list[str]:
     """A run of each experiment, picked at random, trained again.
 
-    On a processor like that of the record every number of its history comes out again, to the last digit. On another one rounding
-    differs, and training amplifies that: then the first iterations must agree, and the fate. A single run on the verge of dying may
-    still go either way, so where a fate differs by rounding a second run is asked, and fails if it differs too.
+    On a processor like that of the record every number of its history comes out again, to the last digit. On another
+    one rounding differs, and training amplifies that: then the first iterations must agree, and the fate. A single run
+    on the verge of dying may still go either way, so where a fate differs by rounding a second run is asked, and fails
+    if it differs too.
     """
     experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").glob("*/"))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
@@ -319,20 +368,42 @@ def repeated_of(experiment: str) -> list[str]:
         problems += errors
         if not other_fate:
             return problems
-    return problems + [f"{experiment}: {len(records[:2])} runs in turn have another fate than their records"] * bool(records)
+    return problems + [f"{experiment}: {len(records[:2])} runs in turn have another fate than their records"] * bool(
+        records
+    )
 
 
 def repeated(old: dict) -> tuple[list[str], bool]:
     "What is wrong when the run of a record is trained again, and whether its fate is another."
     from jem_nb.experiments.config import RunConfig
     from jem_nb.experiments.run import run
-    name, new = f"{old['experiment']}: run {old['run_id']}", run(RunConfig(**old["config"]), old["experiment"], tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER")))
+
+    name, new = (
+        f"{old['experiment']}: run {old['run_id']}",
+        run(RunConfig(**old["config"]), old["experiment"], tempfile.mkdtemp(dir=os.environ.get("CHECKS_FOLDER"))),
+    )
     same = all(old["history"][column] == new["history"][column] for column in old["history"])
-    compared = [column for column in ("classification", "energy_real", "energy_generated", "chain_gradient") if column in old["history"]]  # a classifier has no energies
-    off = [column for column in compared for a, b in zip(old["history"][column][:5], new["history"][column]) if abs(a - b) > 1e-3 * (1 + abs(a))]
+    compared = [
+        column
+        for column in ("classification", "energy_real", "energy_generated", "chain_gradient")
+        if column in old["history"]
+    ]  # a classifier has no energies
+    off = [
+        column
+        for column in compared
+        for a, b in zip(old["history"][column][:5], new["history"][column])
+        if abs(a - b) > 1e-3 * (1 + abs(a))
+    ]
     how = "the same to the last digit" if same else "differs by rounding"
-    print(f"{name} repeated, {old['status']} after {old['iterations']} iterations, now {new['status']} after {new['iterations']}; history {how}")
-    errors = [f"{name} does not repeat, different from the start on: {sorted(set(off))}"] if off or old["run_id"] != new["run_id"] else []
+    print(
+        f"{name} repeated, {old['status']} after {old['iterations']} iterations, now {new['status']} after "
+        f"{new['iterations']}; history {how}"
+    )
+    errors = (
+        [f"{name} does not repeat, different from the start on: {sorted(set(off))}"]
+        if off or old["run_id"] != new["run_id"]
+        else []
+    )
     return errors, old["status"] != new["status"]
 
 
@@ -344,7 +415,11 @@ def control() -> list[str]:
     runs = [read_record(run_folder("regularization", config.run_id)) for config in configs]
     died = sum(run is not None and run["status"] == "diverged" for run in runs)
     print(f"control on scenes: {died} of {len(runs)} runs died, {runs.count(None)} were not run")
-    return [] if None not in runs and 2 * died >= len(runs) else ["expected the control to run, and to die in at least half of its runs"]
+    return (
+        []
+        if None not in runs and 2 * died >= len(runs)
+        else ["expected the control to run, and to die in at least half of its runs"]
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from ..core.generators import named_generator
 from ..data.image_dataset import ImageDataset
 from ..energy.aggregation import energy_function
-from ..energy.losses import Objective
+from ..energy.objective import Objective, jem_objective
 from ..energy.regularizers import regularizer_names
+from ..energy.training_batch import TrainingBatch
 from ..energy.sgld import LangevinSampler, energy_gradient
 from ..experiments.config import RunConfig
 from ..experiments.presets import make_config
@@ -83,7 +84,7 @@ def _weight_gradients(objective: Objective, network: nn.Module, device: str, map
     x, generated = _images().to(device), (_images(16) * 0.5).to(device)
     labels = torch.arange(16) % 10
     labels = labels[:, None, None].expand(16, 32, 32) if maps else labels
-    objective(network, x, labels.to(device), generated, (generated, labels.to(device))).total.backward()
+    objective(network, TrainingBatch(x, labels.to(device), generated, generated, labels.to(device))).total.backward()
     return torch.cat([parameter.grad.flatten().cpu() for parameter in network.parameters()])
 
 
@@ -94,7 +95,7 @@ def check_losses(device: str) -> dict[str, float]:
         maps = "unet" in name
         for loss in ("contrastive", "bounded"):
             for penalty in regularizer_names():
-                objective = Objective(
+                objective = jem_objective(
                     joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
                     aggregation="mean" if maps else "sum", generation_loss=loss, dice_weight=0.5 * maps)
                 gradients = [_weight_gradients(objective, network, place, maps)
@@ -228,7 +229,15 @@ def check_jem_map(device: str, folder: Path) -> dict[str, float]:
     config = make_config("smoke", "scene_maps", generation_loss="bounded")
     program = "import sys; from jem_nb.maps.command import main; sys.exit(main())"
     files = [folder / "card" / config.run_id, folder / "raster.tif", folder / "command.tif"]
-    command = [sys.executable, "-c", program, *map(str, files), "--any-resolution", "--device", torch.device(device).type]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        *map(str, files),
+        "--any-resolution",
+        "--device",
+        torch.device(device).type,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])

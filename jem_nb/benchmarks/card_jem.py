@@ -93,11 +93,19 @@ class Standardised(nn.Module):
 class ScoreMatchingTrainer:
     "One network, its average, and iterations that a card may record and replay."
 
-    def __init__(self, network: Standardised, images: Tensor, labels: Tensor, recipe: Recipe, precision: str = "float32"):
+    def __init__(
+        self, network: Standardised, images: Tensor, labels: Tensor, recipe: Recipe, precision: str = "float32"
+    ):
         self.network, self.images, self.labels, self.recipe, self.precision = network, images, labels, recipe, precision
         self.average, device = copy.deepcopy(network).requires_grad_(False), images.device
         self.rate = torch.tensor(0.0, device=device)
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, capturable=device.type == "cuda")
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=self.rate,
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            capturable=device.type == "cuda",
+        )
         self.losses = torch.zeros(4, device=device)  # total, score matching, cross entropy of clean and of noisy images
         self.iterations, self.graph = 0, None
 
@@ -110,7 +118,11 @@ class ScoreMatchingTrainer:
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             images, labels = self._batch(recipe.batch_size)
             mean, deviation = recipe.log_sigma
-            sigma = (mean + deviation * torch.randn(len(images), device=images.device)).exp().clamp(recipe.smallest, recipe.largest)
+            sigma = (
+                (mean + deviation * torch.randn(len(images), device=images.device))
+                .exp()
+                .clamp(recipe.smallest, recipe.largest)
+            )
             given = torch.where(torch.rand(len(labels), device=labels.device) < recipe.label_share, labels, -1)
             matching, logits = score_matching(self.network, images, sigma, torch.randn_like(images), 0.5, given)
             noisy = (F.cross_entropy(logits, labels, reduction="none") / (1 + sigma.square())).mean()
@@ -123,7 +135,9 @@ class ScoreMatchingTrainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.network.parameters()], 1 - recipe.average_decay)
+        torch._foreach_lerp_(
+            list(self.average.parameters()), [p.detach() for p in self.network.parameters()], 1 - recipe.average_decay
+        )
         self.losses.copy_(torch.stack([total, matching.mean(), clean, noisy]).detach())
 
     def record(self) -> None:
@@ -142,7 +156,9 @@ class ScoreMatchingTrainer:
     def step(self, spent: float) -> None:  # share of the budget, 0 to 1
         "One iteration; the rate rises at first, then falls as a cosine to 2 % of itself."
         warm = min(1.0, (self.iterations + 1) / self.recipe.warmup)
-        self.rate.fill_(self.recipe.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, spent)))))
+        self.rate.fill_(
+            self.recipe.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, spent))))
+        )
         self.graph.replay() if self.graph else self._iteration()
         self.iterations += 1
 
@@ -164,41 +180,70 @@ class ScoreMatchingTrainer:
 @torch.no_grad()
 def judged(network: Standardised, images: Tensor, labels: Tensor, smallest: float = 0.02) -> dict[str, float]:
     "Accuracy in percent, cross entropy in nats and calibration error in percent, at the smallest noise."
-    logits = torch.cat([network(network.from_bytes(part), torch.full((len(part),), smallest, device=part.device))[0].float() for part in images.split(500)]).cpu()
+    logits = torch.cat(
+        [
+            network(network.from_bytes(part), torch.full((len(part),), smallest, device=part.device))[0].float()
+            for part in images.split(500)
+        ]
+    ).cpu()
     target = labels.cpu()
-    return {"accuracy": 100 * (logits.argmax(1) == target).double().mean().item(), "cross_entropy": F.cross_entropy(logits, target).item(),
-            "ece": expected_calibration_error(reliability(logits, target))}
+    return {
+        "accuracy": 100 * (logits.argmax(1) == target).double().mean().item(),
+        "cross_entropy": F.cross_entropy(logits, target).item(),
+        "ece": expected_calibration_error(reliability(logits, target)),
+    }
 
 
-def denoising_losses(network: Standardised, images: Tensor, seed: int = 0) -> dict[str, float]:  # by sigma; 1 is the Gaussian's
+def denoising_losses(
+    network: Standardised, images: Tensor, seed: int = 0
+) -> dict[str, float]:  # by sigma; 1 is the Gaussian's
     "The score-matching loss at single levels of noise, without a class."
     found = {}
     for sigma in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
         torch.manual_seed(seed)
         x = network.from_bytes(images)
-        losses = [score_matching(network, part, torch.full((len(part),), sigma, device=x.device), torch.randn_like(part), 0.5)[0].detach() for part in x.split(250)]
+        losses = [
+            score_matching(
+                network, part, torch.full((len(part),), sigma, device=x.device), torch.randn_like(part), 0.5
+            )[0].detach()
+            for part in x.split(250)
+        ]
         found[str(sigma)] = torch.cat(losses).mean().item()
     return found
 
 
-def drawn(network: Standardised, each: int, guidance: float, steps: int, seed: int, shape: tuple[int, int, int]) -> Tensor:  # uint8 [10 * each, C, H, W]
+def drawn(
+    network: Standardised, each: int, guidance: float, steps: int, seed: int, shape: tuple[int, int, int]
+) -> Tensor:  # uint8 [10 * each, C, H, W]
     "Images of every class from noise, class after class."
     device = network.mean.device
     noise = torch.randn(10 * each, *shape, generator=torch.Generator().manual_seed(seed)).to(device)
     labels = torch.arange(10, device=device).repeat_interleave(each)
     sampler = FlowSampler(steps, guidance)
-    return torch.cat([network.to_bytes(sampler.sample(network, *part)) for part in zip(noise.split(500), labels.split(500))]).cpu()
+    return torch.cat(
+        [network.to_bytes(sampler.sample(network, *part)) for part in zip(noise.split(500), labels.split(500))]
+    ).cpu()
 
 # %% ../../nbs/11_benchmarks/09_card_jem.ipynb #8f338220
 def time_score_matching(
-    images: np.ndarray, labels: np.ndarray, device: str, channels: tuple[int, ...], patch: int, precision: str, channels_last: bool, graph: bool,
-    recipe: Recipe, iterations: int = 10,
+    images: np.ndarray,
+    labels: np.ndarray,
+    device: str,
+    channels: tuple[int, ...],
+    patch: int,
+    precision: str,
+    channels_last: bool,
+    graph: bool,
+    recipe: Recipe,
+    iterations: int = 10,
 ) -> dict[str, float]:
     "Seconds of an iteration, after those that are not counted."
     torch.manual_seed(0)
     network = Standardised(NoiseConditionalJEM(3, 10, channels, patch=patch), images).to(device)
     network = network.to(memory_format=torch.channels_last) if channels_last else network
-    trainer = ScoreMatchingTrainer(network, torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), recipe, precision)
+    trainer = ScoreMatchingTrainer(
+        network, torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), recipe, precision
+    )
     with exact_products(False):
         if graph:
             trainer.record()
@@ -207,8 +252,19 @@ def time_score_matching(
 
 # %% ../../nbs/11_benchmarks/09_card_jem.ipynb #e62dfcde
 def noise_conditional_within(
-    seconds: float, images: np.ndarray, labels: np.ndarray, validation: int, device: str, seed: int,
-    channels: tuple[int, ...], patch: int, recipe: Recipe, precision: str, report: Callable[[dict], None], graph: bool = True, channels_last: bool = False,
+    seconds: float,
+    images: np.ndarray,
+    labels: np.ndarray,
+    validation: int,
+    device: str,
+    seed: int,
+    channels: tuple[int, ...],
+    patch: int,
+    recipe: Recipe,
+    precision: str,
+    report: Callable[[dict], None],
+    graph: bool = True,
+    channels_last: bool = False,
 ) -> tuple[dict, Standardised, dict[str, Tensor]]:  # what is to be kept: JSON types, the average, and samples
     "Train on all but the first `validation` images for so many seconds, and look at what came out."
     torch.manual_seed(seed)
@@ -222,33 +278,64 @@ def noise_conditional_within(
         history = trainer.fit(seconds, report)
     average, side = trainer.average.eval(), images.shape[-1]
     held_out = stored[:validation], classes[:validation]
-    found = {"iterations": trainer.iterations, "images_seen": trainer.iterations * (recipe.batch_size + recipe.clean_batch), "history": history,
-             "weights": sum(p.numel() for p in average.parameters()), "validation": judged(average, *held_out), "training": judged(average, stored[validation:][:2000], classes[validation:][:2000]),
-             "denoising": denoising_losses(average, held_out[0][:500]), "denoising_training": denoising_losses(average, stored[validation:][:500])}
+    found = {
+        "iterations": trainer.iterations,
+        "images_seen": trainer.iterations * (recipe.batch_size + recipe.clean_batch),
+        "history": history,
+        "weights": sum(p.numel() for p in average.parameters()),
+        "validation": judged(average, *held_out),
+        "training": judged(average, stored[validation:][:2000], classes[validation:][:2000]),
+        "denoising": denoising_losses(average, held_out[0][:500]),
+        "denoising_training": denoising_losses(average, stored[validation:][:500]),
+    }
     report({name: found[name] for name in ("iterations", "validation", "training", "denoising", "denoising_training")})
-    samples = {f"{guidance:g}": drawn(average, 8, guidance, 30, seed + 1, (3, side, side)) for guidance in (1.0, 1.5, 2.5, 4.0)}
+    samples = {
+        f"{guidance:g}": drawn(average, 8, guidance, 30, seed + 1, (3, side, side)) for guidance in (1.0, 1.5, 2.5, 4.0)
+    }
     return found, average, samples
 
 # %% ../../nbs/11_benchmarks/09_card_jem.ipynb #2f879f57
-def chains_within(seconds: float, preset: str, images: np.ndarray, labels: np.ndarray, validation: int, device: str, **fields) -> tuple[dict, Tensor]:
-    "A JEM by chains, trained on all but the first `validation` images for so many seconds, or until it dies; and its chains."
+def chains_within(
+    seconds: float, preset: str, images: np.ndarray, labels: np.ndarray, validation: int, device: str, **fields
+) -> tuple[dict, Tensor]:
+    """A JEM by chains, trained on all but the first `validation` images for so many seconds, or until it dies; and its
+    chains."""
     from jem_nb.data.datasets import RGB
     from jem_nb.data.image_dataset import ImageDataset
     from jem_nb.experiments.presets import make_config
     from jem_nb.experiments.run import build_trainer
-    from jem_nb.training.callbacks import DivergenceWatch, History
-    from jem_nb.training.trainer import Callback
+    from jem_nb.training.watch_and_history import DivergenceWatch, History
+    from jem_nb.training.training_state import Callback
 
     class Budget(Callback):
         def after_iteration(self, trainer) -> None:
             trainer.stopped = trainer.stopped or ("time" if time.perf_counter() - began > seconds else None)
-    config = make_config(preset, "eurosat", image_size=images.shape[-1], train_images=len(images) - validation, validation_images=validation, epochs=1000, **fields)
-    parts = [ImageDataset("eurosat", images[place], labels[place], EUROSAT_CLASSES, RGB) for place in (slice(validation, None), slice(validation))]
+
+    config = make_config(
+        preset,
+        "eurosat",
+        image_size=images.shape[-1],
+        train_images=len(images) - validation,
+        validation_images=validation,
+        epochs=1000,
+        **fields,
+    )
+    parts = [
+        ImageDataset("eurosat", images[place], labels[place], EUROSAT_CLASSES, RGB)
+        for place in (slice(validation, None), slice(validation))
+    ]
     trainer, history = build_trainer(config, *parts, device), History(None)
     trainer.callbacks = DivergenceWatch(config.criterion()), history, Budget()
     began = time.perf_counter()
     trainer.fit(config.epochs)
     died = trainer.stopped if trainer.stopped != "time" else None
     last = trainer.validation(trainer.evaluated) if not died else {}
-    return {"identity": config.identity, "died": died, "iterations": trainer.iteration, "epochs": trainer.epoch, "evaluations": trainer.evaluations, "last": last,
-            "seconds_per_iteration": (time.perf_counter() - began) / max(1, trainer.iteration)}, trainer.chains.cpu()
+    return {
+        "identity": config.identity,
+        "died": died,
+        "iterations": trainer.iteration,
+        "epochs": trainer.epoch,
+        "evaluations": trainer.evaluations,
+        "last": last,
+        "seconds_per_iteration": (time.perf_counter() - began) / max(1, trainer.iteration),
+    }, trainer.chains.cpu()

@@ -25,8 +25,16 @@ from ..experiments.run import build_trainer
 # %% ../../nbs/11_benchmarks/01_first_iterations.ipynb #b73ebe4e
 def random_images(count: int, side: int, bands: int = 3) -> ImageDataset:
     "Noise in the shape of a data set of ten classes; what images show does not matter for time."
-    images = torch.randint(256, (count, bands, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageDataset("random", images.numpy(), torch.arange(count).numpy() % 10, tuple("abcdefghij"), tuple(f"band {i}" for i in range(bands)))
+    images = torch.randint(
+        256, (count, bands, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    return ImageDataset(
+        "random",
+        images.numpy(),
+        torch.arange(count).numpy() % 10,
+        tuple("abcdefghij"),
+        tuple(f"band {i}" for i in range(bands)),
+    )
 
 
 def time_first_iterations(
@@ -41,7 +49,14 @@ def time_first_iterations(
     if (record := read_record(folder)) is not None:
         return record
     # what matters for time is kept, what matters for memory shrinks
-    small = replace(config, batch_size=batch_size, buffer_size=batch_size, train_images=batch_size * (iterations + 1), class_conditional=False, joint_weight=0.0)
+    small = replace(
+        config,
+        batch_size=batch_size,
+        buffer_size=batch_size,
+        train_images=batch_size * (iterations + 1),
+        class_conditional=False,
+        joint_weight=0.0,
+    )
     data = random_images(small.train_images, config.image_size)
     with one_thread():
         trainer, seconds = build_trainer(small, data, data), []
@@ -49,8 +64,14 @@ def time_first_iterations(
             began = time.process_time()
             trainer.step(*batch, number)
             seconds.append(time.process_time() - began)
-    record = {"run_id": run_id(identity), "identity": identity, "config": config.as_json(), "seconds": sum(seconds[1:]) / iterations,
-              "iteration_flop": iteration_flop(small), "versions": versions()}
+    record = {
+        "run_id": run_id(identity),
+        "identity": identity,
+        "config": config.as_json(),
+        "seconds": sum(seconds[1:]) / iterations,
+        "iteration_flop": iteration_flop(small),
+        "versions": versions(),
+    }
     write_json(folder / "result.json", record)
     return read_record(folder)
 
@@ -64,8 +85,19 @@ def cost_row(
     iterations = config.epochs * config.iterations_per_epoch
     flop, rate = iteration_flop(config), record["iteration_flop"] / record["seconds"]
     return {
-        "preset": config.preset, "dataset": config.dataset, "network": config.network, "image_size": config.image_size, "batch_size": config.batch_size,
-        "steps": config.steps, "epochs": config.epochs, "iterations": iterations, "iteration_tflop": flop / 1e12, "timed_batch_size": record["identity"]["batch_size"],
-        "timed_seconds": record["seconds"], "core_gflop_per_second": rate / 1e9, "run_days_on_one_core": iterations * flop / rate / 86400,
-        "gpu_tflop_per_second_assumed": gpu_tflop_per_second, "run_gpu_hours": iterations * flop / gpu_tflop_per_second / 1e12 / 3600,
+        "preset": config.preset,
+        "dataset": config.dataset,
+        "network": config.network,
+        "image_size": config.image_size,
+        "batch_size": config.batch_size,
+        "steps": config.steps,
+        "epochs": config.epochs,
+        "iterations": iterations,
+        "iteration_tflop": flop / 1e12,
+        "timed_batch_size": record["identity"]["batch_size"],
+        "timed_seconds": record["seconds"],
+        "core_gflop_per_second": rate / 1e9,
+        "run_days_on_one_core": iterations * flop / rate / 86400,
+        "gpu_tflop_per_second_assumed": gpu_tflop_per_second,
+        "run_gpu_hours": iterations * flop / gpu_tflop_per_second / 1e12 / 3600,
     }

@@ -30,7 +30,7 @@ from ..core.generators import named_generator
 from ..core.process import keep_freed_memory, one_thread
 from ..data.batches import Batches
 from ..energy.replay_buffer import ReplayBuffer
-from ..energy.sgld import LangevinSampler
+from ..energy.sgld import Sampler
 from ..experiments.config import RunConfig
 from ..experiments.run import build_trainer
 from ..networks.architectures import build_network
@@ -42,17 +42,22 @@ from ..training.trainer import Trainer
 def speed_trainer(config: RunConfig, device: str = "cpu") -> Trainer:
     "A trainer of this configuration on random images; it learns slowly, so that nothing diverges while it is timed."
     data = random_images(max(config.batch_size, 4 * 64), config.image_size)
-    return build_trainer(replace(config, train_images=len(data.images), learning_rate=1e-6, warmup_iterations=0), data, data, device)
+    return build_trainer(
+        replace(config, train_images=len(data.images), learning_rate=1e-6, warmup_iterations=0), data, data, device
+    )
 
 
 def iterate(trainer: Trainer) -> None:
-    "One iteration, with the making of its batch. Ours keeps freed memory, as a run does; the reference leaves that to the C library."
+    """One iteration, with the making of its batch. Ours keeps freed memory, as a run does; the reference leaves that to
+    the C library."""
     keep_freed_memory(not isinstance(trainer, ReferenceTrainer))
     _one_iteration(trainer)
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #0ab06784
 def _one_iteration(trainer: Trainer) -> None:  # the data come round again
-    indices = torch.arange(trainer.iteration, trainer.iteration + trainer.batches.batch_size) % len(trainer.batches.labels)
+    indices = torch.arange(trainer.iteration, trainer.iteration + trainer.batches.batch_size) % len(
+        trainer.batches.labels
+    )
     trainer.step(*trainer.batches.batch(indices, 0, trainer.iteration), 0)
     trainer.iteration += 1
 
@@ -80,7 +85,7 @@ def ratio_with_spread(slow: Sequence[float], fast: Sequence[float]) -> tuple[flo
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #ebbd5d01
 PARTS = {  # the doors of each part of an iteration
-    "chain": ((LangevinSampler, "sample"),),
+    "chain": ((Sampler, "sample"),),
     "training pass": ((Trainer, "_backward"),),
     "optimizer": ((torch.optim.Adam, "step"),),
     "buffer": ((ReplayBuffer, "draw"), (ReplayBuffer, "put")),
@@ -102,7 +107,9 @@ def _timed(owner: type, name: str, ledger: dict[str, float], part: str) -> Itera
         yield
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #ae1d482e
-def seconds_by_part(trainer: Trainer, iterations: int = 3) -> dict[str, float]:  # seconds of an iteration, by name of part
+def seconds_by_part(
+    trainer: Trainer, iterations: int = 3
+) -> dict[str, float]:  # seconds of an iteration, by name of part
     "Where the time of an iteration goes, for our own loop."
     ledger = dict.fromkeys(PARTS, 0.0)
     with one_thread(), ExitStack() as stack:
@@ -114,20 +121,28 @@ def seconds_by_part(trainer: Trainer, iterations: int = 3) -> dict[str, float]: 
         for _ in range(iterations):
             iterate(trainer)
         total = time.process_time() - began
-    return {part: seconds / iterations for part, seconds in (ledger | {"bookkeeping": total - sum(ledger.values())}).items()}
+    return {
+        part: seconds / iterations for part, seconds in (ledger | {"bookkeeping": total - sum(ledger.values())}).items()
+    }
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #b3d7b3e0
 def _in_a_process(function: str, config: RunConfig, *arguments: object) -> dict | list:
     "What a function of this module prints as JSON in a process of its own."
-    code = f"from jem_nb.benchmarks import iteration_time as it; it.{function}({json.dumps(config.as_json())!r}, *{arguments!r})"
+    code = (
+        f"from jem_nb.benchmarks import iteration_time as it; it.{function}({json.dumps(config.as_json())!r}, "
+        f"*{arguments!r})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"measuring {config.network} in a process of its own failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(
+            f"measuring {config.network} in a process of its own failed: {done.stderr.strip().splitlines()[-1:]}"
+        )
     return json.loads(done.stdout)
 
 
 def peak_memory(config: RunConfig, iterations: int = 2, processes: int = 1) -> dict[str, float]:  # MiB: before and peak
-    "Memory of a process that trains some iterations; of several, the one with the median peak, for peaks differ by a tenth."
+    """Memory of a process that trains some iterations; of several, the one with the median peak, for peaks differ by a
+    tenth."""
     with ThreadPoolExecutor(2) as pool:  # memory does not mind a neighbour
         weighed = list(pool.map(lambda _: _in_a_process("_report_memory", config, iterations), range(processes)))
     return sorted(weighed, key=lambda memory: memory["peak"])[processes // 2]
@@ -139,7 +154,8 @@ def _report_memory(config: str, iterations: int) -> None:
     def mebibytes(name: str) -> float:  # Linux counts in KiB, macOS in bytes
         if status.exists():
             return int(status.read_text().split(f"{name}:")[1].split()[0]) / 2**10
-        # no more than the peak is known elsewhere; on Linux it would be that of the process that started this one, if larger
+        # no more than the peak is known elsewhere; on Linux it would be that of the process that started this one, if
+        # larger
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     with one_thread():
         trainer = speed_trainer(RunConfig(**json.loads(config)))
@@ -149,7 +165,9 @@ def _report_memory(config: str, iterations: int) -> None:
     print(json.dumps({"before": before, "peak": mebibytes("VmHWM")}))
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #b2b3e82c
-def seconds_with_memory(config: RunConfig, keep: bool, repeats: int = 3) -> list[float]:  # processor time of an iteration each
+def seconds_with_memory(
+    config: RunConfig, keep: bool, repeats: int = 3
+) -> list[float]:  # processor time of an iteration each
     "Iterations of a process that keeps its freed memory, or leaves it to the C library."
     return _in_a_process("_report_seconds", config, keep, repeats)
 
@@ -162,13 +180,19 @@ def _report_seconds(config: str, keep: bool, repeats: int) -> None:
     print(json.dumps(seconds if keeps == keep else []))
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #481502ae
-CONVOLUTION_PASSES = {"forward": (), "input": (True, False), "weight": (False, True)}  # what `aten.convolution_backward` is asked for
+# what `aten.convolution_backward` is asked for
+CONVOLUTION_PASSES = {"forward": (), "input": (True, False), "weight": (False, True)}
 
 
-def convolution_shapes(network: str, side: int = 32, bands: int = 3, classes: int = 10) -> list[tuple[nn.Conv2d, tuple[int, ...]]]:
+def convolution_shapes(
+    network: str, side: int = 32, bands: int = 3, classes: int = 10
+) -> list[tuple[nn.Conv2d, tuple[int, ...]]]:
     "Every convolution of a network and the shape of its input, `[1, C, H, W]`."
     model, found = build_network(network, bands, classes, named_generator(0, "weights")), []
-    def remember(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None: found.append((layer, tuple(inputs[0].shape)))
+
+    def remember(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append((layer, tuple(inputs[0].shape)))
+
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_pre_hook(remember)
@@ -176,20 +200,38 @@ def convolution_shapes(network: str, side: int = 32, bands: int = 3, classes: in
     return found
 
 # %% ../../nbs/11_benchmarks/02_iteration_time.ipynb #efab08d5
-def convolution_seconds(network: str, precision: str = "float32", batch: int = 64, side: int = 32, repeats: int = 3) -> dict[str, float]:  # by pass
-    "Processor time of a network's convolutions alone, for one batch: the best of two layouts, whole or 32 images at once, of each layer."
+def convolution_seconds(
+    network: str, precision: str = "float32", batch: int = 64, side: int = 32, repeats: int = 3
+) -> dict[str, float]:  # by pass
+    """Processor time of a network's convolutions alone, for one batch: the best of two layouts, whole or 32 images at
+    once, of each layer."""
     keep_freed_memory()
     total = dict.fromkeys(CONVOLUTION_PASSES, 0.0)
     for layer, (_, *shape) in convolution_shapes(network, side):
         for name, wanted in CONVOLUTION_PASSES.items():
             total[name] += min(
-                parts * min(seconds_in_turn({"": _convolution(layer, (-(-batch // parts), *shape), wanted, layout, precision)}, repeats)[""])
-                for layout in (torch.contiguous_format, torch.channels_last) for parts in (1, -(-batch // 32)))
+                parts
+                * min(
+                    seconds_in_turn(
+                        {"": _convolution(layer, (-(-batch // parts), *shape), wanted, layout, precision)}, repeats
+                    )[""]
+                )
+                for layout in (torch.contiguous_format, torch.channels_last)
+                for parts in (1, -(-batch // 32))
+            )
     return total
 
 
-def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], wanted: tuple[bool, ...], layout: torch.memory_format, precision: str = "float32") -> Callable[[], object]:
-    x, weight = (tensor.to(PRECISIONS[precision], memory_format=layout) for tensor in (torch.randn(shape), layer.weight.detach()))
+def _convolution(
+    layer: nn.Conv2d,
+    shape: tuple[int, ...],
+    wanted: tuple[bool, ...],
+    layout: torch.memory_format,
+    precision: str = "float32",
+) -> Callable[[], object]:
+    x, weight = (
+        tensor.to(PRECISIONS[precision], memory_format=layout) for tensor in (torch.randn(shape), layer.weight.detach())
+    )
     settings = (layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups)
     out = torch.ops.aten.convolution(x, weight, None, *settings)
     if not wanted:

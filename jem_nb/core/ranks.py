@@ -66,7 +66,9 @@ class Ranks:
 
     def mean(self, numbers: dict[str, float]) -> dict[str, float]:
         "The means of all ranks' numbers, by name."
-        return {name: number / self.world for name, number in self.total(numbers).items()} if self.world > 1 else numbers
+        return (
+            {name: number / self.world for name, number in self.total(numbers).items()} if self.world > 1 else numbers
+        )
 
     def any(self, here: bool) -> bool:
         "Whether it is so on any rank."
@@ -100,10 +102,18 @@ class Ranks:
         "Raise RuntimeError where the ranks' weights have come apart, which nothing here should let happen."
         if self.world == 1:
             return
-        digest = hashlib.sha256(b"".join(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in network.parameters())).hexdigest()
+        digest = hashlib.sha256(
+            b"".join(
+                tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                for tensor in network.parameters()
+            )
+        ).hexdigest()
         digests = self.gather(digest)
         if not self.same(lambda: len(set(digests)) == 1):  # all raise, so that none waits for the others
-            raise RuntimeError("the ranks' weights have come apart: this is a fault of jem_nb, or a card that miscomputes; the run has no record")
+            raise RuntimeError(
+                "the ranks' weights have come apart: this is a fault of jem_nb, or a card that miscomputes; the run "
+                "has no record"
+            )
 
     def synchronised(self, network: nn.Module) -> nn.Module:
         "The network, whose gradients become those of all ranks together."
@@ -122,10 +132,16 @@ def joined() -> Iterator[Ranks]:
     cards = torch.cuda.device_count()
     if cards:
         if (local := int(os.environ["LOCAL_RANK"])) >= cards:
-            raise RuntimeError(f"rank {local} of this machine has no graphics card, there are {cards}: expected one for each; start with --nproc-per-node {cards}")
+            raise RuntimeError(
+                f"rank {local} of this machine has no graphics card, there are {cards}: expected one for each; start "
+                f"with --nproc-per-node {cards}"
+            )
         torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if cards else "gloo")
-    # a process that died is noticed at once; a machine that vanished only when the time is over. Probes of the first rank may take hours
-    group, patient = (torch.distributed.new_group(backend="gloo", timeout=time) for time in (timedelta(minutes=30), timedelta(days=7)))
+    # a process that died is noticed at once; a machine that vanished only when the time is over. Probes of the first
+    # rank may take hours
+    group, patient = (
+        torch.distributed.new_group(backend="gloo", timeout=time) for time in (timedelta(minutes=30), timedelta(days=7))
+    )
     yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), group, patient)
     torch.distributed.destroy_process_group()

@@ -257,7 +257,8 @@ def read_members(
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from error
     except (
-        zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, NotImplementedError, ValueError
+        zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error,
+        EOFError, OSError, NotImplementedError, ValueError,
     ) as error:
         raise ArchiveError(
             f"{path} is truncated, damaged or not an archive ({error}): fetch it again and check its checksum"

@@ -36,11 +36,16 @@ def measured(
     else:
         with torch.no_grad(), evaluating(network):
             logits, features = logits_and_features(network, both)
-        values = energy_of_logits(logits) if measure == "energy" else (features - features[len(generated) :].mean(0)).norm(dim=1)
+        values = (
+            energy_of_logits(logits)
+            if measure == "energy"
+            else (features - features[len(generated) :].mean(0)).norm(dim=1)
+        )
     return values[: len(generated)], values[len(generated) :]
 
 
-FLOORS = {"saturation": 0.01}  # least deviation, in the measure's own unit: hardly a real image has pixels at the edge, and one pixel is no fault
+# least deviation, in the measure's own unit: hardly a real image has pixels at the edge, and one pixel is no fault
+FLOORS = {"saturation": 0.01}
 
 # %% ../../nbs/04_energy/07_implausibility.ipynb #197d76fc
 def implausibility(
@@ -75,7 +80,9 @@ class Feedback:
         "Full weight within the limit, and beyond it so much less that a sample counts as one at the limit would."
         return (LIMIT / implausible).clamp(max=1.0)
 
-    def worst(self, implausible: Tensor, share: float, generator: torch.Generator) -> Tensor:  # int64, places of the samples to restart
+    def worst(
+        self, implausible: Tensor, share: float, generator: torch.Generator
+    ) -> Tensor:  # int64, places of the samples to restart
         "The most implausible share, in expectation; which of equals is chance."
         expected = share * len(implausible)
         number = int(expected) + int(torch.rand((), generator=generator, device=generator.device).item() < expected % 1)

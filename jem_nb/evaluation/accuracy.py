@@ -18,8 +18,7 @@ def accuracy(
     if expected is None or tuple(labels.shape) != expected:
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} beside logits of shape {tuple(logits.shape)}: expected [B, K] "
-            "and [B], "
-            "or [B, K, H, W] and [B, H, W]"
+            "and [B], or [B, K, H, W] and [B, H, W]"
         )
     if labels.numel() == 0:
         raise ValueError("accuracy of no labels at all: pass at least one image")

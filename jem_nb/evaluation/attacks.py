@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..energy.energy import energy_of_logits
-from ..energy.sgld import LangevinSampler, langevin_move
+from ..energy.sgld import Sampler
 from ..networks.precision import evaluating
 
 # %% ../../nbs/05_evaluation/06_attacks.ipynb #d0741170
@@ -45,12 +45,12 @@ def differentiable_chain(
     network: nn.Module,
     x: Tensor,  # `[B, C, H, W]`, of which a gradient may be asked
     generator: torch.Generator,
-    sampler: LangevinSampler,
+    sampler: Sampler,
 ) -> Tensor:  # [B, C, H, W]
     "The end of a chain as a function of its start; the same chain as `sampler.sample` walks from the same generator."
     for _ in range(sampler.steps):
         (gradient,) = torch.autograd.grad(energy_of_logits(network(x)).sum(), x, create_graph=True)
-        x = langevin_move(x, gradient, generator, *sampler.how)
+        x = sampler.move(x, gradient, generator)
     return x
 
 # %% ../../nbs/05_evaluation/06_attacks.ipynb #fbb9143a
@@ -62,7 +62,8 @@ class Attack:
     norm: str = "linf"
     steps: int = 20
     draws: int = 1  # chains over which a gradient is averaged, where a chain is attacked
-    through: bool = False  # differentiate through a chain; False: take the gradient at its end for that at its start (BPDA)
+    # differentiate through a chain; False: take the gradient at its end for that at its start (BPDA)
+    through: bool = False
 
     def __call__(
         self,
@@ -70,7 +71,10 @@ class Attack:
         images: Tensor,  # `[B, C, H, W]`, pixels in [-1, 1]
         labels: Tensor,  # int64 `[B]`
         generator: torch.Generator,
-        sampler: LangevinSampler | None = None,  # chain that the classifier runs first, and of which the adversary knows; None: none, or the adversary does not know
+        sampler: Sampler
+        # chain that the classifier runs first, and of which the adversary knows; None: none, or the adversary does not
+        # know
+        | None = None,
     ) -> Tensor:  # attacked images, in the ball and in the range of pixels
         "Images of which the network is less sure, or wrong."
         step = 2.5 * self.radius / self.steps  # so that the whole ball is within reach
@@ -78,7 +82,9 @@ class Attack:
         x = (images + into_ball(self.radius * start, self.radius, self.norm)).clamp(-1, 1)
         with evaluating(network):
             for _ in range(self.steps):
-                gradient = sum(self._gradient(network, x, labels, generator, sampler) for _ in range(self.draws if sampler else 1))
+                gradient = sum(
+                    self._gradient(network, x, labels, generator, sampler) for _ in range(self.draws if sampler else 1)
+                )
                 change = x + step * uphill(gradient, self.norm) - images
                 x = (images + into_ball(change, self.radius, self.norm)).clamp(-1, 1)
         return x
@@ -100,7 +106,7 @@ def right_after_chain(
     images: Tensor,  # `[B, C, H, W]`
     labels: Tensor,  # int64 `[B]`
     generator: torch.Generator,
-    sampler: LangevinSampler | None = None,  # None: classify the images as they are
+    sampler: Sampler | None = None,  # None: classify the images as they are
 ) -> Tensor:  # bool [B]
     "Which images are classified rightly, after a few chain steps from each."
     images = sampler.sample(network, images, generator).images if sampler else images

@@ -9,7 +9,7 @@ __all__ = ['FITTED', 'IMAGES', 'RADII', 'DEFENCES', 'CHAIN', 'COUNT', 'PROBES', 
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #d6e4b2b6
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_bytes, to_pixels
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import frechet_distance
-from ..energy.sgld import LangevinSampler
+from ..energy.sgld import Sampler
 from .accuracy import accuracy
 from .attacks import NORMS, Attack, right_after_chain
 from .calibration import FINE_EDGES, equal_mass, expected_calibration_error, fit_temperature
@@ -38,7 +38,7 @@ class Subject:
     "A trained classifier, its chains, and the images that it was made with."
 
     network: nn.Module
-    sampler: LangevinSampler
+    sampler: Sampler
     buffer: ReplayBuffer
     train: ImageDataset
     validation: ImageDataset
@@ -47,22 +47,45 @@ class Subject:
     precision: str = "float32"
 
     def logits(self, dataset: ImageDataset) -> Tensor:  # [N, K], float32 on the CPU
-        return torch.cat([logits for _, logits in logits_of_batches(self.network, dataset.images, self.seed, self.data_noise, self.precision, 250)])
+        return torch.cat(
+            [
+                logits
+                for _, logits in logits_of_batches(
+                    self.network, dataset.images, self.seed, self.data_noise, self.precision, 250
+                )
+            ]
+        )
 
     def pixels(self, images: np.ndarray, *purpose: str) -> Tensor:  # [N, C, H, W], where the network is
         "Images with the noise of evaluation."
         device = device_of(self.network)
         stored = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-        return add_noise(to_pixels(stored), self.data_noise, named_generator(self.seed, "probe", *purpose, device=device))
+        return add_noise(
+            to_pixels(stored), self.data_noise, named_generator(self.seed, "probe", *purpose, device=device)
+        )
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #06da9b03
 def scores_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    "Accuracy and calibration errors in percent, and proper scores a label; `ece_floor` is what a network that is right about itself would show on so few images."
+    """Accuracy and calibration errors in percent, and proper scores a label; `ece_floor` is what a network that is
+    right about itself would show on so few images."""
     count, likelihood, brier = proper_scores(logits, labels)
     cumulated, drawn = logits.double().softmax(1).cumsum(1), named_generator(0, "floor")
-    floors = [expected_calibration_error(reliability(logits, (torch.rand(len(logits), 1, dtype=torch.float64, generator=drawn) > cumulated[:, :-1]).sum(1))) for _ in range(20)]
-    scores = {"accuracy": accuracy(logits, labels), "ece": expected_calibration_error(reliability(logits, labels)), "ece_floor": sum(floors) / len(floors),
-              "ece_equal_mass": expected_calibration_error(equal_mass(reliability(logits, labels, FINE_EDGES))), "nll": float(likelihood / count), "brier": float(brier / count)}
+    floors = [
+        expected_calibration_error(
+            reliability(
+                logits, (torch.rand(len(logits), 1, dtype=torch.float64, generator=drawn) > cumulated[:, :-1]).sum(1)
+            )
+        )
+        for _ in range(20)
+    ]
+    scores = {
+        "accuracy": accuracy(logits, labels),
+        "ece": expected_calibration_error(reliability(logits, labels)),
+        "ece_floor": sum(floors) / len(floors),
+        "ece_equal_mass": expected_calibration_error(equal_mass(reliability(logits, labels, FINE_EDGES))),
+        "nll": float(likelihood / count),
+        "brier": float(brier / count),
+    }
     return {name: five_digits(value) for name, value in scores.items()}
 
 
@@ -76,8 +99,13 @@ def calibration_scores(logits: Tensor, labels: Tensor) -> dict | None:  # JSON t
     fitted = min(FITTED, len(labels) // 2)
     temperature = fit_temperature(logits[:fitted], labels[:fitted])
     kept, known = logits[fitted:], labels[fitted:]
-    return {"fitted_nll": five_digits(float(proper_scores(logits[:fitted], labels[:fitted])[1] / fitted)), "images": len(known), "temperature": five_digits(temperature),
-            "plain": scores_of(kept, known), "scaled": scores_of(kept / temperature, known)}
+    return {
+        "fitted_nll": five_digits(float(proper_scores(logits[:fitted], labels[:fitted])[1] / fitted)),
+        "images": len(known),
+        "temperature": five_digits(temperature),
+        "plain": scores_of(kept, known),
+        "scaled": scores_of(kept / temperature, known),
+    }
 
 
 def calibration(subject: Subject) -> dict:  # JSON types
@@ -86,9 +114,19 @@ def calibration(subject: Subject) -> dict:  # JSON types
     scores = calibration_scores(logits, labels)
     kept, known = logits[-scores["images"] :], labels[-scores["images"] :]
     versions = {"plain": kept, "scaled": kept / scores["temperature"]}
-    diagrams = {name: [[five_digits(value) for value in row] for row in reliability(some, known).tolist()] for name, some in versions.items()}
-    said = {name: [round(value, 3) for value in some[:1000].double().softmax(1).max(1).values.tolist()] for name, some in versions.items()}
-    return scores | {"diagrams": diagrams, "confidence": said, "right": "".join("01"[right] for right in (kept[:1000].argmax(1) == known[:1000]).tolist())}
+    diagrams = {
+        name: [[five_digits(value) for value in row] for row in reliability(some, known).tolist()]
+        for name, some in versions.items()
+    }
+    said = {
+        name: [round(value, 3) for value in some[:1000].double().softmax(1).max(1).values.tolist()]
+        for name, some in versions.items()
+    }
+    return scores | {
+        "diagrams": diagrams,
+        "confidence": said,
+        "right": "".join("01"[right] for right in (kept[:1000].argmax(1) == known[:1000]).tolist()),
+    }
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #cbdb7e16
 IMAGES = 1000  # of each kind, at most
@@ -99,19 +137,35 @@ def unused(train: ImageDataset, most: int = 10_000) -> ImageDataset:
     origin, size = train.provenance, train.images.shape[-1]
     if origin["split"] == "generated":
         return load_dataset(train.name, size, None, min(most, 2 * len(train)), 1, origin["seed"] + 1)[0]
-    rest, _ = load_dataset(train.name, size, origin["split"], None, None, origin["seed"], without=tuple(origin.get("without_classes", ())))
+    rest, _ = load_dataset(
+        train.name, size, origin["split"], None, None, origin["seed"], without=tuple(origin.get("without_classes", ()))
+    )
     used = {image.tobytes() for image in train.images}
-    return rest.subset(np.array([number for number in np.random.default_rng(0).permutation(len(rest)) if rest.images[number].tobytes() not in used][:most], dtype=int))
+    return rest.subset(
+        np.array(
+            [
+                number
+                for number in np.random.default_rng(0).permutation(len(rest))
+                if rest.images[number].tobytes() not in used
+            ][:most],
+            dtype=int,
+        )
+    )
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #2617a6e9
 def _as_many_of_each(first: ImageDataset, second: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     counts = np.minimum(*(np.bincount(dataset.labels, minlength=len(first.classes)) for dataset in (first, second)))
     counts = counts if counts.sum() <= IMAGES else counts * IMAGES // counts.sum()
-    chosen = [np.concatenate([np.flatnonzero(dataset.labels == label)[:count] for label, count in enumerate(counts)]) for dataset in (first, second)]
+    chosen = [
+        np.concatenate([np.flatnonzero(dataset.labels == label)[:count] for label, count in enumerate(counts)])
+        for dataset in (first, second)
+    ]
     return first.images[chosen[0]], second.images[chosen[1]]
 
 
-def kinds_of_images(train: ImageDataset, validation: ImageDataset) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # uint8 [N, C, H, W] each
+def kinds_of_images(
+    train: ImageDataset, validation: ImageDataset
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # uint8 [N, C, H, W] each
     "Images of the known kind that no training saw, and those of unknown kinds by name."
     origin, size = train.provenance, train.images.shape[-1]
     if left_out := origin.get("without_classes"):
@@ -122,7 +176,9 @@ def kinds_of_images(train: ImageDataset, validation: ImageDataset) -> tuple[np.n
         here, there = _as_many_of_each(unused(train), validation)
         return here, {"other ground": there}
     others = {name: load_dataset(name, size, None, IMAGES, IMAGES)[1] for name in find_source(train.name).others}
-    kinds = {name: dataset.images[:, [dataset.bands.index(band) for band in train.bands]] for name, dataset in others.items()}
+    kinds = {
+        name: dataset.images[:, [dataset.bands.index(band) for band in train.bands]] for name, dataset in others.items()
+    }
     first, second = np.array_split(validation.images[: 2 * (len(validation) // 2)][: 2 * IMAGES], 2)
     kinds["averages of two"] = ((first.astype(np.uint16) + second + 1) // 2).astype(np.uint8)
     kinds["noise"] = np.random.default_rng(0).integers(0, 256, validation.images[:IMAGES].shape, dtype=np.uint8)
@@ -146,37 +202,70 @@ def _comparison(known: np.ndarray, unknown: np.ndarray, bins: int = 30) -> dict:
     low, high = np.quantile(both[np.isfinite(both)], [0.005, 0.995]) if np.isfinite(both).any() else (0.0, 1.0)
     edges = np.linspace(low, high, bins + 1)  # what lies outside counts in the last bin of its side
     counts = [np.histogram(values.clip(low, high), edges)[0].tolist() for values in (known, unknown)]
-    return {"auroc": five_digits(finite_or_none(auroc(known, unknown))), "fpr95": five_digits(finite_or_none(false_positive_rate(known, unknown))),
-            "range": [five_digits(float(low)), five_digits(float(high))], "known": counts[0], "unknown": counts[1]}
+    return {
+        "auroc": five_digits(finite_or_none(auroc(known, unknown))),
+        "fpr95": five_digits(finite_or_none(false_positive_rate(known, unknown))),
+        "range": [five_digits(float(low)), five_digits(float(high))],
+        "known": counts[0],
+        "unknown": counts[1],
+    }
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #3b330533
 RADII = {"linf": tuple(2 * byte / 255 for byte in (1, 2, 4, 8)), "l2": (0.2, 0.4, 0.8, 2.0)}  # in pixel range, [-1, 1]
 DEFENCES = ("none", "chain", "chain, known")
 
 
-def attacks(subject: Subject, images: int = 200, steps: int = 10) -> list[dict]:  # JSON types: {"norm", "radius", "defence", "accuracy"}
+def attacks(
+    subject: Subject, images: int = 200, steps: int = 10
+) -> list[dict]:  # JSON types: {"norm", "radius", "defence", "accuracy"}
     "Accuracy under attack, in percent, of the first validation images."
-    x, labels = subject.pixels(subject.validation.images[:images], "attacks").clamp(-1, 1), torch.from_numpy(subject.validation.labels[:images]).to(device_of(subject.network))
+    x, labels = (
+        subject.pixels(subject.validation.images[:images], "attacks").clamp(-1, 1),
+        torch.from_numpy(subject.validation.labels[:images]).to(device_of(subject.network)),
+    )
     rows: list[dict] = []
     for norm in NORMS:
         for radius in (0.0, *RADII[norm]):
             right = _withstood(subject, x, labels, norm, radius, steps)
-            rows += [{"norm": norm, "radius": five_digits(radius), "defence": defence, "accuracy": 100 * right[defence].double().mean().item()} for defence in DEFENCES]
+            rows += [
+                {
+                    "norm": norm,
+                    "radius": five_digits(radius),
+                    "defence": defence,
+                    "accuracy": 100 * right[defence].double().mean().item(),
+                }
+                for defence in DEFENCES
+            ]
     return rows
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #6b2b14d1
-def _withstood(subject: Subject, x: Tensor, labels: Tensor, norm: str, radius: float, steps: int) -> dict[str, Tensor]:  # bool [B] by defence
+def _withstood(
+    subject: Subject, x: Tensor, labels: Tensor, norm: str, radius: float, steps: int
+) -> dict[str, Tensor]:  # bool [B] by defence
     "Which images are still classified rightly; one who knows of the chain also has what one has who does not."
-    def source(name: str) -> torch.Generator: return named_generator(subject.seed, "attack", norm, radius, name, device=str(x.device))
-    def right(name: str, attacked: Tensor, sampler: LangevinSampler | None) -> Tensor: return right_after_chain(subject.network, attacked, labels, source(name), sampler)
+
+    def source(name: str) -> torch.Generator:
+        return named_generator(subject.seed, "attack", norm, radius, name, device=str(x.device))
+
+    def right(name: str, attacked: Tensor, sampler: Sampler | None) -> Tensor:
+        return right_after_chain(subject.network, attacked, labels, source(name), sampler)
 
     if not radius:
-        return {"none": right("none", x, None), "chain": (chain := right("chain", x, subject.sampler)), "chain, known": chain}
+        return {
+            "none": right("none", x, None),
+            "chain": (chain := right("chain", x, subject.sampler)),
+            "chain, known": chain,
+        }
     blind = Attack(radius, norm, steps)(subject.network, x, labels, source("none"))
     found = {"none": right("none", blind, None), "chain": right("chain", blind, subject.sampler)}
     found["chain, known"] = found["chain"]
-    for name, informed in (("its end", Attack(radius, norm, steps, draws=5)), ("through it", Attack(radius, norm, steps, through=True))):
-        found["chain, known"] = found["chain, known"] & right(name, informed(subject.network, x, labels, source(name), subject.sampler), subject.sampler)
+    for name, informed in (
+        ("its end", Attack(radius, norm, steps, draws=5)),
+        ("through it", Attack(radius, norm, steps, through=True)),
+    ):
+        found["chain, known"] = found["chain, known"] & right(
+            name, informed(subject.network, x, labels, source(name), subject.sampler), subject.sampler
+        )
     return found
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #bc5c7166
@@ -184,7 +273,9 @@ CHAIN = 200  # steps of a chain from noise
 COUNT = 300  # samples of each kind
 
 
-def sample_kinds(subject: Subject, count: int, steps: int) -> dict[str, tuple[Tensor, Tensor | None]]:  # by name: [count, C, H, W] on the CPU, and int64 [count] or None
+def sample_kinds(
+    subject: Subject, count: int, steps: int
+) -> dict[str, tuple[Tensor, Tensor | None]]:  # by name: [count, C, H, W] on the CPU, and int64 [count] or None
     "Samples of every kind, and the classes that were asked for."
     device, classes, buffer = device_of(subject.network), len(subject.train.classes), subject.buffer
     source = named_generator(subject.seed, "generation", device=device)
@@ -196,19 +287,36 @@ def sample_kinds(subject: Subject, count: int, steps: int) -> dict[str, tuple[Te
     of_class = order * classes // len(buffer.images) if buffer.classes else None  # class of each slot
     places = [order if of_class is None else order[of_class == label] for label in range(classes)]
     turns = torch.arange(count) // (classes if buffer.classes else 1)  # without classes no slot is taken twice
-    of_classes = torch.stack([buffer.images[places[label][turn % len(places[label])]] for label, turn in zip(asked.tolist(), turns.tolist())])
-    long, short = (replace(subject.sampler, steps=number) for number in (steps, steps // 4))
+    of_classes = torch.stack(
+        [buffer.images[places[label][turn % len(places[label])]] for label, turn in zip(asked.tolist(), turns.tolist())]
+    )
+    long, short = (subject.sampler.with_steps(number) for number in (steps, steps // 4))
 
-    def drawn(sampler: LangevinSampler, starts: Tensor, labels: Tensor | None = None, guidance: float = 0.0) -> tuple[Tensor, Tensor | None]:
-        return draw_samples(subject.network, sampler, starts, source, labels, guidance).cpu(), None if labels is None else labels.cpu()
+    def drawn(
+        sampler: Sampler, starts: Tensor, labels: Tensor | None = None, guidance: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        return draw_samples(
+            subject.network, sampler, starts, source, labels, guidance
+        ).cpu(), None if labels is None else labels.cpu()
 
-    return {"buffer": (kept.cpu(), None), "noise": drawn(long, fresh), "noise, short": drawn(short, fresh), "class, buffer": drawn(short, of_classes, asked),
-            "class, noise": drawn(long, fresh, asked), "class, noise, guided": drawn(long, fresh, asked, 1.0)}
+    return {
+        "buffer": (kept.cpu(), None),
+        "noise": drawn(long, fresh),
+        "noise, short": drawn(short, fresh),
+        "class, buffer": drawn(short, of_classes, asked),
+        "class, noise": drawn(long, fresh, asked),
+        "class, noise, guided": drawn(long, fresh, asked, 1.0),
+    }
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #b2621d28
-def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterations: int = 6000, pupil_iterations: int = 1500) -> dict:  # JSON types
+def generation(
+    subject: Subject, count: int = COUNT, steps: int = CHAIN, iterations: int = 6000, pupil_iterations: int = 1500
+) -> dict:  # JSON types
     "How good samples are, and \"pictures\" of them by name, [N, C, H, W], which are left out of the record."
-    real, validation = (to_pixels(torch.from_numpy(np.ascontiguousarray(dataset.images))) for dataset in (subject.train, subject.validation))
+    real, validation = (
+        to_pixels(torch.from_numpy(np.ascontiguousarray(dataset.images)))
+        for dataset in (subject.train, subject.validation)
+    )
     count = min(count, len(validation) // 2)  # the others test what was learnt from samples
     apart = unused(subject.train)
     apart = apart if len(apart) >= len(real) else subject.train  # where training took nearly all
@@ -216,31 +324,68 @@ def generation(subject: Subject, count: int = COUNT, steps: int = CHAIN, iterati
     features, known = judged_features(judge, real), torch.from_numpy(subject.validation.labels)
     noisy = subject.pixels(subject.validation.images[:count], "noisy").cpu()
     uniform = torch.rand(validation[:count].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    kinds = {"floor": (validation[:count], known[:count]), "floor, with noise": (noisy, None), "ceiling": (uniform, None)} | sample_kinds(subject, count, steps)
-    answers = {name: _judged(*kind, judge, features, real, (validation[count:], known[count:]), pupil_iterations) for name, kind in kinds.items()}
+    kinds = {
+        "floor": (validation[:count], known[:count]),
+        "floor, with noise": (noisy, None),
+        "ceiling": (uniform, None),
+    } | sample_kinds(subject, count, steps)
+    answers = {
+        name: _judged(*kind, judge, features, real, (validation[count:], known[count:]), pupil_iterations)
+        for name, kind in kinds.items()
+    }
     some = kinds["buffer"][0][:8]
     pictures = {"neighbours": torch.cat([some, real[nearest_images(some, real)[0][:, 0]]])}
-    pictures |= {name.replace(", ", "_"): kinds[name][0][: 4 * len(subject.train.classes)] for name in ("class, noise", "class, noise, guided")}
-    return {"judge_accuracy": five_digits(accuracy(judge(validation), known)), "judge_images": len(apart), "kinds": answers, "pictures": pictures}
+    pictures |= {
+        name.replace(", ", "_"): kinds[name][0][: 4 * len(subject.train.classes)]
+        for name in ("class, noise", "class, noise, guided")
+    }
+    return {
+        "judge_accuracy": five_digits(accuracy(judge(validation), known)),
+        "judge_images": len(apart),
+        "kinds": answers,
+        "pictures": pictures,
+    }
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #29686e9a
-def _judged(samples: Tensor, asked: Tensor | None, judge: nn.Module, features: Tensor, real: Tensor, tests: tuple[Tensor, Tensor], iterations: int) -> dict:
+def _judged(
+    samples: Tensor,
+    asked: Tensor | None,
+    judge: nn.Module,
+    features: Tensor,
+    real: Tensor,
+    tests: tuple[Tensor, Tensor],
+    iterations: int,
+) -> dict:
     samples = samples.clamp(-1, 1)  # as they are shown
     own, (nearest, second) = judged_features(judge, samples), nearest_images(samples, real, 2)[1].T
-    scores = {"kid": kernel_distance(own, features), "fd": frechet_distance(own, features), "copies": 100 * (nearest < second / 2).double().mean().item()}
+    scores = {
+        "kid": kernel_distance(own, features),
+        "fd": frechet_distance(own, features),
+        "copies": 100 * (nearest < second / 2).double().mean().item(),
+    }
     scores |= {f"nearest_{percent}": nearest.quantile(percent / 100).item() for percent in (1, 5, 25, 50)}
     if asked is not None:
-        pupil = train_judge(to_bytes(samples).numpy(), asked.numpy(), len(judge(tests[0][:1])[0]), iterations=iterations)
+        pupil = train_judge(
+            to_bytes(samples).numpy(), asked.numpy(), len(judge(tests[0][:1])[0]), iterations=iterations
+        )
         scores |= {"agreement": accuracy(judge(samples), asked), "pupil_accuracy": accuracy(pupil(tests[0]), tests[1])}
     return {name: five_digits(finite_or_none(value)) for name, value in scores.items()}
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #2faefdd6
-PROBES: dict[str, Callable[[Subject], dict | list]] = {"calibration": calibration, "unknown": unknown, "attacks": attacks, "generation": generation}
+PROBES: dict[str, Callable[[Subject], dict | list]] = {
+    "calibration": calibration,
+    "unknown": unknown,
+    "attacks": attacks,
+    "generation": generation,
+}
 
 
 def check_probes(names: tuple[str, ...], train: ImageDataset, validation: ImageDataset) -> None:
     "Raise an error now for a probe that could not be answered at the end of a run."
     if "calibration" in names and len(validation) < 2:
-        raise ValueError(f"probe 'calibration' with {len(validation)} validation images: expected at least 2, one half to fit and one to report")
+        raise ValueError(
+            f"probe 'calibration' with {len(validation)} validation images: expected at least 2, one half to fit and "
+            "one to report"
+        )
     if "unknown" in names:
         kinds_of_images(train, validation)  # raises what is raised where data are missing

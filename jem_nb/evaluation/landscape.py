@@ -16,7 +16,9 @@ from ..energy.aggregation import energy_function
 from ..networks.precision import evaluating
 
 # %% ../../nbs/05_evaluation/10_landscape.ipynb #d4c52327
-def energies_of(network: nn.Module, images: Tensor, aggregation: str = "sum", batch_size: int = 256) -> Tensor:  # [N], on the CPU
+def energies_of(
+    network: nn.Module, images: Tensor, aggregation: str = "sum", batch_size: int = 256
+) -> Tensor:  # [N], on the CPU
     "E(x) of any number of images, in evaluation mode and full precision."
     with torch.no_grad(), evaluating(network):
         energy = energy_function(network, aggregation=aggregation)
@@ -40,7 +42,10 @@ def energy_landscape(
 ) -> dict:  # JSON types: line {position, energy}, plane {a, b, energy[b][a]}
     "E on the line real + t (generated - real), and on the plane real + a (generated - real) + b (other real - real)."
     if real.shape[0] != 2 or real.shape[1:] != generated.shape:
-        raise ValueError(f"real images {tuple(real.shape)} and a generated one {tuple(generated.shape)}: expected [2, C, H, W] and [C, H, W]")
+        raise ValueError(
+            f"real images {tuple(real.shape)} and a generated one {tuple(generated.shape)}: expected [2, C, H, W] and "
+            "[C, H, W]"
+        )
     line = torch.linspace(-margin, 1 + margin, 3 * points, device=real.device)
     axis = torch.linspace(-margin, 1 + margin, points, device=real.device)
     toward, aside = generated - real[0], real[1] - real[0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.generators import named_generator
 from ..data.batches import Batches
 from ..energy.energy import Energy, energy_of_logits
-from ..energy.sgld import Generators, LangevinSampler
+from ..energy.sgld import Generators, Sampler
 from ..networks.architectures import build_network
 from ..networks.features import features_of
 from ..networks.precision import evaluating
@@ -39,7 +39,7 @@ def guided_energy(
 # %% ../../nbs/05_evaluation/08_sample_quality.ipynb #b1eb0be7
 def draw_samples(
     network: nn.Module,
-    sampler: LangevinSampler,  # with as many steps as are wanted
+    sampler: Sampler,  # with as many steps as are wanted
     starts: Tensor,  # where chains start, `[B, C, H, W]`; left as they are
     generators: Generators,
     labels: Tensor | None = None,
@@ -47,7 +47,9 @@ def draw_samples(
 ) -> Tensor:  # [B, C, H, W]
     "Where chains come to; the network is left as it was found."
     with evaluating(network):
-        return sampler.walk(starts.to(memory_format=torch.channels_last), guided_energy(network, labels, guidance), generators).images
+        return sampler.walk(
+            starts.to(memory_format=torch.channels_last), guided_energy(network, labels, guidance), generators
+        ).images
 
 # %% ../../nbs/05_evaluation/08_sample_quality.ipynb #ca65ae5b
 def train_judge(
@@ -99,7 +101,9 @@ def nearest_images(
     samples: Tensor,  # `[N, C, H, W]`
     images: Tensor,  # `[M, C, H, W]`
     count: int = 1,  # how many for each sample
-) -> tuple[Tensor, Tensor]:  # int64 [N, count], the nearest images of each sample, and [N, count], root mean square distances in pixel range
+) -> tuple[
+    Tensor, Tensor
+]:  # int64 [N, count], the nearest images of each sample, and [N, count], root mean square distances in pixel range
     "The images that samples may have been copied from."
     distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double()) / samples[0].numel() ** 0.5
     nearest = distances.topk(count, largest=False)

@@ -49,8 +49,7 @@ def _loose(path: Path, packed: bytes | None) -> bytes:
     if packed not in (None, content):
         raise ValueError(
             f"{path} is not what {path.parent.parent / 'records.zip'} holds for this run: expected one result of a "
-            "run; "
-            "delete the folder, or restore the pack"
+            "run; delete the folder, or restore the pack"
         )
     return content
 

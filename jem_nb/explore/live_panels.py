@@ -20,7 +20,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_pixels
 from ..energy.aggregation import energy_function
 from ..energy.energy import Energy
-from ..energy.sgld import langevin_step
+from ..energy.sgld import LangevinSampler, Sampler
 from ..experiments.config import RunConfig
 from ..experiments.presets import make_config
 from ..experiments.run import build_trainer
@@ -30,8 +30,9 @@ from .panels import CHOSEN, GENERATED, LARGEST_SET, REAL, Panel, as_rgb, choice_
 from ..networks.precision import evaluating
 from ..reporting.arm_figures import energy_axis
 from ..reporting.styles import new_panels
-from ..training.callbacks import DivergenceWatch, History
-from ..training.trainer import Callback, Trainer
+from ..training.watch_and_history import DivergenceWatch, History
+from ..training.trainer import Trainer
+from ..training.training_state import Callback
 
 # %% ../../nbs/10_explore/02_live_panels.ipynb #035a1713
 REDRAW_SECONDS = 0.4  # between two pictures of work under way
@@ -43,9 +44,16 @@ class LivePanel(Panel):
     def __init__(self, start: str, /, **controls: widgets.Widget):  # what the button says
         super().__init__(**controls)
         self.start_label, self.thread, self.stopping, self.drawn = start, None, threading.Event(), 0.0
-        self.button, self.bar = widgets.Button(description=start, button_style="primary"), widgets.FloatProgress(0.0, min=0.0, max=1.0)
+        self.button, self.bar = (
+            widgets.Button(description=start, button_style="primary"),
+            widgets.FloatProgress(0.0, min=0.0, max=1.0),
+        )
         self.button.on_click(self.clicked)
-        self.widget.children = (self.widget.children[0], widgets.HBox([self.button, self.bar]), *self.widget.children[1:])
+        self.widget.children = (
+            self.widget.children[0],
+            widgets.HBox([self.button, self.bar]),
+            *self.widget.children[1:],
+        )
 
     def work(self, report: Callable[[float], bool]) -> None:
         "Do it, and report now and then what part is done; where the report says False, stop."
@@ -83,7 +91,9 @@ class LivePanel(Panel):
 class ChainPanel(LivePanel):
     "Draw samples, and watch them come."
 
-    def __init__(self, trained: TrainedNetwork, validation: ImageDataset, chains: int = 8, frames: int = 60, seed: int = 0):
+    def __init__(
+        self, trained: TrainedNetwork, validation: ImageDataset, chains: int = 8, frames: int = 60, seed: int = 0
+    ):
         self.trained, self.chains, self.most, self.seed = trained, chains, frames, seed
         self.images = to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:LARGEST_SET])))
         self.frames: list[tuple[int, Tensor, Tensor]] = []  # step, images, their energies
@@ -91,9 +101,13 @@ class ChainPanel(LivePanel):
         config = trained.config
         classes = ["any class"] + ([] if trained.segmentation else list(trained.classes))
         super().__init__(
-            "Walk", start=choice_of("from", ["noise", "validation images"]), toward=choice_of("toward", classes),
+            "Walk",
+            start=choice_of("from", ["noise", "validation images"]),
+            toward=choice_of("toward", classes),
             steps=widgets.IntSlider(60, min=1, max=400, description="steps", continuous_update=False),
-            size=widgets.FloatLogSlider(config.step_size, min=-3, max=1.5, description="step size", continuous_update=False),
+            size=widgets.FloatLogSlider(
+                config.step_size, min=-3, max=1.5, description="step size", continuous_update=False
+            ),
             noise=slider("noise", 0.0, 0.1, config.chain_noise, 0.005),
         )
         self.frame = widgets.IntSlider(0, min=0, max=0, description="after", continuous_update=False)
@@ -117,23 +131,29 @@ class ChainPanel(LivePanel):
         labels = None if toward == "any class" else torch.full((len(x),), self.trained.classes.index(toward))
         energy = energy_function(self.trained.network, labels, config.aggregation)
         self.frames, every, self.walking = [], -(-steps // self.most), True
+        sampler = LangevinSampler(1, self.size.value, self.noise.value, config.chain_clamp, config.gradient_clamp)
         try:
-            self._walk(x, energy, generator, steps, every, report)
+            self._walk(x, energy, sampler, generator, steps, every, report)
         finally:
             self.walking = False
             self.frame.max = self.frame.value = max(0, len(self.frames) - 1)
 
-    def _walk(self, x: Tensor, energy: Energy, generator: torch.Generator, steps: int, every: int, report: Callable[[float], bool]) -> None:
-        config = self.trained.config
+    def _walk(
+        self, x: Tensor, energy: Energy, sampler: Sampler, generator: torch.Generator, steps: int, every: int,
+        report: Callable[[float], bool],
+    ) -> None:
         for step in range(steps + 1):
             with evaluating(self.trained.network):
                 if step % every == 0 or step == steps:
                     with torch.no_grad():
                         self.frames.append((step, x.clone(), energy(x)))
                 if step < steps:
-                    x, _ = langevin_step(x, [energy], generator, self.size.value, self.noise.value, config.chain_clamp, config.gradient_clamp)
+                    x = sampler.walk(x, energy, generator).images
             if not x.isfinite().all():
-                raise ValueError(f"after {step + 1} steps a pixel is no number any more: expected a smaller step size than {self.size.value:g}")
+                raise ValueError(
+                    f"after {step + 1} steps a pixel is no number any more: expected a smaller step size than "
+                    f"{self.size.value:g}"
+                )
             if not report(step / steps):
                 break
 
@@ -149,22 +169,37 @@ class ChainPanel(LivePanel):
             return figure
         step, images, energies = self.frames[-1 if self.walking else min(self.frame.value, len(self.frames) - 1)]
         frames = list(self.frames)  # the thread that walks appends to it
-        curve.plot([frame[0] for frame in frames], torch.stack([frame[2] for frame in frames]).numpy(), color=GENERATED, linewidth=0.7)
+        curve.plot(
+            [frame[0] for frame in frames],
+            torch.stack([frame[2] for frame in frames]).numpy(),
+            color=GENERATED,
+            linewidth=0.7,
+        )
         curve.axvline(step, color=CHOSEN)
         probabilities = self._probabilities(images)
         for panel, image, row in zip(axes[0, 2:], images, probabilities):
             panel.imshow(as_rgb(image), interpolation="nearest")
             panel.set_title(f"{self.trained.classes[int(row.argmax())]}\n{100 * row.max():.0f} %", fontsize=6)
         low, high = self.trained.energies[5], self.trained.energies[95]
-        self.message.value = f"after {step} steps; mean energy {energies.mean():.2f} nats, between {low:.2f} and {high:.2f} for nine of ten validation images or pixels"
+        self.message.value = (
+            f"after {step} steps; mean energy {energies.mean():.2f} nats, between {low:.2f} and {high:.2f} for nine of "
+            "ten validation images or pixels"
+        )
         return figure
 
     def _probabilities(self, images: Tensor) -> Tensor:  # [B, classes]
         with torch.no_grad(), evaluating(self.trained.network) as network:
-            return network(images).softmax(1).flatten(2).mean(2) if self.trained.segmentation else network(images).softmax(1)
+            return (
+                network(images).softmax(1).flatten(2).mean(2)
+                if self.trained.segmentation
+                else network(images).softmax(1)
+            )
 
 # %% ../../nbs/10_explore/02_live_panels.ipynb #6432a789
-CURES = {"none": {}, "bounded loss, weight 0.1": {"generation_loss": "bounded", "marginal_weight": 0.1, "chain_clamp": 1.0}}
+CURES = {
+    "none": {},
+    "bounded loss, weight 0.1": {"generation_loss": "bounded", "marginal_weight": 0.1, "chain_clamp": 1.0},
+}
 
 
 class _Reporting(Callback):
@@ -181,10 +216,19 @@ class TrainingPanel(LivePanel):
 
     def __init__(self, epochs: int = 20, **fields):  # of `RunConfig`, other than the usual ones here
         self.history, self.trainer, self.outcomes = History(), None, []
-        self.usual = {"network": "convnet-8", "train_images": 320, "buffer_size": 200, "epochs": epochs, "evaluate_every": 5} | fields
+        self.usual = {
+            "network": "convnet-8",
+            "train_images": 320,
+            "buffer_size": 200,
+            "epochs": epochs,
+            "evaluate_every": 5,
+        } | fields
         super().__init__(
-            "Train", alpha=slider("alpha", 0.0, 1.0, 0.0, 0.05), steps=widgets.IntSlider(2, min=1, max=20, description="steps", continuous_update=False),
-            rate=widgets.FloatLogSlider(0.003, min=-4, max=-1, step=0.1, description="rate", continuous_update=False), cure=choice_of("stabiliser", list(CURES)),
+            "Train",
+            alpha=slider("alpha", 0.0, 1.0, 0.0, 0.05),
+            steps=widgets.IntSlider(2, min=1, max=20, description="steps", continuous_update=False),
+            rate=widgets.FloatLogSlider(0.003, min=-4, max=-1, step=0.1, description="rate", continuous_update=False),
+            cure=choice_of("stabiliser", list(CURES)),
         )
         self.redraw()
 
@@ -193,23 +237,40 @@ class TrainingPanel(LivePanel):
 
     def config(self) -> RunConfig:
         regularizer = {"regularizer": "r+u", "regularizer_weight": self.alpha.value} if self.alpha.value else {}
-        return make_config("smoke", "scenes", steps=self.steps.value, learning_rate=self.rate.value, **self.usual | regularizer | CURES[self.cure.value])
+        return make_config(
+            "smoke",
+            "scenes",
+            steps=self.steps.value,
+            learning_rate=self.rate.value,
+            **self.usual | regularizer | CURES[self.cure.value],
+        )
 
     def work(self, report: Callable[[float], bool]) -> None:
         config = self.config()
-        said = f"alpha {self.alpha.value:g}, {config.steps} steps, rate {config.learning_rate:.2g}" + ("" if self.cure.value == "none" else f", {self.cure.value}")
+        said = f"alpha {self.alpha.value:g}, {config.steps} steps, rate {config.learning_rate:.2g}" + (
+            "" if self.cure.value == "none" else f", {self.cure.value}"
+        )
         trainer, self.history = build_trainer(config, *load_data(config)), History()
         trainer.callbacks = (DivergenceWatch(config.criterion()), self.history, _Reporting(report))
         self.trainer = trainer
         trainer.fit(config.epochs)
-        fate = f"lived: {trainer.evaluations[-1]['validation_accuracy']:.0f} % accuracy" if trainer.stopped is None else f"died in iteration {trainer.iteration}, {trainer.stopped}"
+        fate = (
+            f"lived: {trainer.evaluations[-1]['validation_accuracy']:.0f} % accuracy"
+            if trainer.stopped is None
+            else f"died in iteration {trainer.iteration}, {trainer.stopped}"
+        )
         self.outcomes.append(f"{said}: {trainer.stopped if trainer.stopped == 'stopped by hand' else fate}")
 
     def draw(self) -> Figure:
         figure, ((energies, gap, samples),) = new_panels(1, 3, (9, 2.4), width_ratios=(1.2, 1.2, 1))
         rows = list(self.history.rows)  # the thread that trains appends to it
-        for name, label, color in (("energy_real", "$E(x)$, real", REAL), ("energy_generated", "$E(x')$, generated", GENERATED)):
-            energies.plot([np.nan if row[name] is None else row[name] for row in rows], color=color, linewidth=1, label=label)
+        for name, label, color in (
+            ("energy_real", "$E(x)$, real", REAL),
+            ("energy_generated", "$E(x')$, generated", GENERATED),
+        ):
+            energies.plot(
+                [np.nan if row[name] is None else row[name] for row in rows], color=color, linewidth=1, label=label
+            )
         gap.plot([np.nan if row["gap"] is None else row["gap"] for row in rows], color="#000000", linewidth=1)
         for panel, title in ((energies, "energy (nats)"), (gap, "gap (nats)")):
             energy_axis(panel, np.concatenate([line.get_ydata() for line in panel.lines]))
@@ -219,7 +280,12 @@ class TrainingPanel(LivePanel):
         if self.trainer is not None and self.trainer.chains is not None:
             chains = self.trainer.chains[:9].nan_to_num()
             side = 3 if len(chains) == 9 else 1
-            samples.imshow(np.vstack([np.hstack([as_rgb(chains[row * side + column]) for column in range(side)]) for row in range(side)]), interpolation="nearest")
+            samples.imshow(
+                np.vstack(
+                    [np.hstack([as_rgb(chains[row * side + column]) for column in range(side)]) for row in range(side)]
+                ),
+                interpolation="nearest",
+            )
             samples.set_title("chains now")
         self.message.value = " | ".join(self.outcomes[-3:]) or "Train starts a model with these settings"
         return figure

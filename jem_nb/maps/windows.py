@@ -129,8 +129,7 @@ def shrink_factor(
     if abs(factor * here / metres - 1) > NEAR:
         raise ValueError(
             f"{file.name} has pixels of {here:.3g} m, the network was trained on {metres:.3g} m: expected that, or a "
-            "whole fraction of it; "
-            f"warp it with gdalwarp -tr, or pass --any-resolution to use it as it is"
+            "whole fraction of it; warp it with gdalwarp -tr, or pass --any-resolution to use it as it is"
         )
     return factor
 
@@ -163,9 +162,8 @@ def check_values(file: DatasetReader, bands: tuple[int, ...], trained: TrainedNe
         spans.append(np.subtract(*np.percentile(band, (99, 1))) / (high - low))
         if (outside := 100 * ((band < low) | (band > high)).mean()) > 90:
             raise ValueError(
-                f"{file.name}, band {name}: {outside:.0f} % of its values lie outside {low:g} to {high:g}, where those "
-                "of training lay "
-                f"(here from {band.min():g} to {band.max():g}): bring it to the same unit"
+                f"{file.name}, band {name}: {outside:.0f} % of its values lie outside {low:g} to {high:g}, where "
+                f"those of training lay (here from {band.min():g} to {band.max():g}): bring it to the same unit"
             )
     if max(spans) < 0.005:
         raise ValueError(
@@ -237,8 +235,7 @@ def lay_out(
         if sight is None and chosen_window is None:
             raise ValueError(
                 "the network has normalization 'group', which looks at the whole window, so that its map depends on "
-                "it: "
-                f"choose one with --window, best of the size of the tiles of training, {trained.config.image_size}"
+                f"it: choose one with --window, best of the size of the tiles of training, {trained.config.image_size}"
             )
         margin = 0 if sight is None else -(-sight // stride) * stride  # parts begin where the coarsest features do
     else:

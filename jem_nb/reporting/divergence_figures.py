@@ -27,7 +27,9 @@ def plot_lifetimes(
     panels: Sequence[str],  # and the panel it belongs into
 ) -> Figure:
     "Share of runs alive against iterations, a line for each case; 95 % confidence bands."
-    runs = run_table(records, (), cases).merge(pd.DataFrame({"run_id": [record["run_id"] for record in records], "panel": panels}))
+    runs = run_table(records, (), cases).merge(
+        pd.DataFrame({"run_id": [record["run_id"] for record in records], "panel": panels})
+    )
     colors = dict(zip(dict.fromkeys(cases), CASE_COLORS * 9))
     figure, axes = new_panels(1, len(set(panels)), (1.2 + 3.9 * len(set(panels)), 3.4), sharey=True)
     for name, panel in zip(dict.fromkeys(panels), axes[0]):
@@ -41,7 +43,8 @@ def plot_lifetimes(
         panel.minorticks_off()
         panel.legend(loc="upper left", borderpad=0.1, labelspacing=0.15)
     most = runs.groupby("panel")["case"].nunique().max()
-    axes[0, 0].set(ylabel="share of runs alive", ylim=(-0.03, 1.06 + 0.13 * most))  # a strip above 1 for the legends, so that they hide nothing
+    # a strip above 1 for the legends, so that they hide nothing
+    axes[0, 0].set(ylabel="share of runs alive", ylim=(-0.03, 1.06 + 0.13 * most))
     add_title(figure, f"{runs['died'].sum()} of {len(runs)} runs diverged; median life {_median_lives(runs, planned)}")
     return figure
 
@@ -50,7 +53,11 @@ def _median_lives(runs: pd.DataFrame, planned: int) -> str:
     "The shortest and the longest median in words; one that half of the runs outlived is beyond the iterations planned."
     medians = runs.groupby("case", sort=False)["iterations"].median()
     beyond = list(medians.index[medians >= planned])
-    longest = f"{medians.max():.0f} iterations ({medians.idxmax()})" if not beyond else f"beyond {planned} iterations ({beyond[0] if len(beyond) == 1 else f'{len(beyond)} cases'})"
+    longest = (
+        f"{medians.max():.0f} iterations ({medians.idxmax()})"
+        if not beyond
+        else f"beyond {planned} iterations ({beyond[0] if len(beyond) == 1 else f'{len(beyond)} cases'})"
+    )
     return longest if len(beyond) == len(medians) else f"from {medians.min():.0f} ({medians.idxmin()}) to {longest}"
 
 
@@ -93,11 +100,28 @@ def plot_signs(
         for record in records:
             gaps = np.abs(np.array(record["gaps"], dtype=float))
             places = np.arange(len(gaps)) - (len(gaps) if color == "#D55E00" else 0)
-            panel.plot(places[-last:] if color == "#D55E00" else places, gaps[-last:] if color == "#D55E00" else gaps, color=color, lw=0.6, alpha=0.8)
-    axes[0, 0].set(yscale="log", ylabel="|gap| (nats)", xlabel="iterations to the end", title=f"{len(dying)} runs that died", ylim=(1e-2, None))
+            panel.plot(
+                places[-last:] if color == "#D55E00" else places,
+                gaps[-last:] if color == "#D55E00" else gaps,
+                color=color,
+                lw=0.6,
+                alpha=0.8,
+            )
+    axes[0, 0].set(
+        yscale="log",
+        ylabel="|gap| (nats)",
+        xlabel="iterations to the end",
+        title=f"{len(dying)} runs that died",
+        ylim=(1e-2, None),
+    )
     axes[0, 1].set(xlabel="iteration", title=f"{len(healthy)} runs that lived")
     ends = [np.nanmax(np.abs(np.array(record["gaps"], dtype=float))) for record in healthy]
-    add_title(figure, f"The gap of a dying run grows by factors; that of a healthy one stays below {max(ends):.2g} nats" if ends else "The gap of a dying run grows by factors")
+    add_title(
+        figure,
+        f"The gap of a dying run grows by factors; that of a healthy one stays below {max(ends):.2g} nats"
+        if ends
+        else "The gap of a dying run grows by factors",
+    )
     return figure
 
 # %% ../../nbs/08_reporting/08_divergence_figures.ipynb #26ad3b94
@@ -110,37 +134,74 @@ def plot_rates(
     dead, alive = runs[runs["died"]], runs[~runs["died"]]
     for panel, column in zip(axes[0], ("iterations", "accuracy")):
         for some, filled, name in ((dead, "#000000", "died"), (alive, "white", "completed")):
-            panel.plot(some["learning_rate"], some[column], "o", color="#000000", markerfacecolor=filled, markersize=4, label=f"{name}, {len(some)} runs")
+            panel.plot(
+                some["learning_rate"],
+                some[column],
+                "o",
+                color="#000000",
+                markerfacecolor=filled,
+                markersize=4,
+                label=f"{name}, {len(some)} runs",
+            )
         panel.set(xscale="log", xlabel="learning rate")
     rates = np.array(sorted(runs["learning_rate"].unique()))
     if len(dead):
         way = (dead["iterations"] * dead["learning_rate"]).median()
         axes[0, 0].plot(rates, way / rates, "--", color="0.5", lw=0.8, label="proportional to 1 / rate")
-    axes[0, 0].set(yscale="log", ylabel="iterations until the end", ylim=(0.7 * runs["iterations"].min(), 1.4 * runs["iterations"].max()))
+    axes[0, 0].set(
+        yscale="log",
+        ylabel="iterations until the end",
+        ylim=(0.7 * runs["iterations"].min(), 1.4 * runs["iterations"].max()),
+    )
     axes[0, 0].legend(loc="lower left")
     axes[0, 1].set(ylabel="best validation accuracy (%)", ylim=(0, None))
     shares = runs.groupby("learning_rate")["died"].agg(["sum", "size"])
-    add_title(figure, "Died: " + ", ".join(f"{int(row['sum'])} of {int(row['size'])} at {rate:g}" for rate, row in shares[::-1].iterrows()))
+    add_title(
+        figure,
+        "Died: "
+        + ", ".join(f"{int(row['sum'])} of {int(row['size'])} at {rate:g}" for rate, row in shares[::-1].iterrows()),
+    )
     return figure
 
 # %% ../../nbs/08_reporting/08_divergence_figures.ipynb #191d7883
 @plt.rc_context(STYLE)
 def plot_steps(
-    runs: pd.DataFrame,  # columns case, steps, seconds_per_epoch, epochs, died, distance (of samples; NaN where a run died)
+    # columns case, steps, seconds_per_epoch, epochs, died, distance (of samples; NaN where a run died)
+    runs: pd.DataFrame,
     line: tuple[float, float],  # seconds an epoch are a + b K
 ) -> Figure:
     "Seconds, life and samples against the number of steps, every run a dot."
     figure, axes = new_panels(1, 3, (9.4, 3))
-    quantities = {"seconds_per_epoch": "seconds an epoch", "epochs": "epochs until the end", "distance": "distance of samples (squared pixel range)"}
+    quantities = {
+        "seconds_per_epoch": "seconds an epoch",
+        "epochs": "epochs until the end",
+        "distance": "distance of samples (squared pixel range)",
+    }
     for (column, label), panel in zip(quantities.items(), axes[0]):
         for (case, some), color in zip(runs.groupby("case", sort=False), CASE_COLORS):
             for died, face in ((True, color), (False, "white")):
                 these = some[some["died"] == died]
-                panel.plot(these["steps"], these[column], "o", color=color, markerfacecolor=face, markersize=4, label=f"{case}, {'died' if died else 'completed'}" if len(these) else None)
-        panel.set(xscale="log", xlabel="steps K", ylabel=label, xticks=sorted(runs["steps"].unique()), xticklabels=sorted(runs["steps"].unique()))
+                panel.plot(
+                    these["steps"],
+                    these[column],
+                    "o",
+                    color=color,
+                    markerfacecolor=face,
+                    markersize=4,
+                    label=f"{case}, {'died' if died else 'completed'}" if len(these) else None,
+                )
+        panel.set(
+            xscale="log",
+            xlabel="steps K",
+            ylabel=label,
+            xticks=sorted(runs["steps"].unique()),
+            xticklabels=sorted(runs["steps"].unique()),
+        )
         panel.minorticks_off()
     steps = np.geomspace(runs["steps"].min(), runs["steps"].max(), 50)
-    axes[0, 0].plot(steps, line[0] + line[1] * steps, "-", color="0.5", lw=0.8, zorder=0, label=f"{line[0]:.2g} + {line[1]:.2g} K")
+    axes[0, 0].plot(
+        steps, line[0] + line[1] * steps, "-", color="0.5", lw=0.8, zorder=0, label=f"{line[0]:.2g} + {line[1]:.2g} K"
+    )
     axes[0, 0].legend(loc="upper left")
     axes[0, 1].set_ylim(0, None)
     add_title(figure, f"Each step costs {line[1]:.2g} s an epoch, everything else {line[0]:.2g} s")

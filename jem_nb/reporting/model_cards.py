@@ -10,7 +10,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +30,12 @@ def siblings(record: dict, records: Sequence[dict]) -> list[dict]:  # among them
     return [other for other in records if kind(other) == kind(record)]
 
 
-FIGURES = {"validation_accuracy": "accuracy (%)", "validation_miou": "mean IoU (%)", "validation_ece": "calibration error (%)", "sample_distance": "distance of samples"}
+FIGURES = {
+    "validation_accuracy": "accuracy (%)",
+    "validation_miou": "mean IoU (%)",
+    "validation_ece": "calibration error (%)",
+    "sample_distance": "distance of samples",
+}
 
 
 def card_figures(record: dict, alike: Sequence[dict]) -> pd.DataFrame:  # a row a figure
@@ -41,61 +45,119 @@ def card_figures(record: dict, alike: Sequence[dict]) -> pd.DataFrame:  # a row 
     for name, label in FIGURES.items():
         own, values = record["evaluations"][-1].get(name), [end[name] for end in ends if end.get(name) is not None]
         if own is not None and values:
-            rows.append({"figure": label, "this run": own, "mean": statistics.mean(values), "standard deviation": statistics.stdev(values) if len(values) > 1 else float("nan"), "runs": len(values)})
+            rows.append(
+                {
+                    "figure": label,
+                    "this run": own,
+                    "mean": statistics.mean(values),
+                    "standard deviation": statistics.stdev(values) if len(values) > 1 else float("nan"),
+                    "runs": len(values),
+                }
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/08_reporting/14_model_cards.ipynb #9d6f487b
 def _input(trained: TrainedNetwork) -> list[str]:
     meaning, what = trained.pixels, "pixels" if trained.segmentation else "images"
-    size = "sides are multiples of 4" if trained.segmentation else f"{trained.config.image_size}x{trained.config.image_size} pixels"
+    size = (
+        "sides are multiples of 4"
+        if trained.segmentation
+        else f"{trained.config.image_size}x{trained.config.image_size} pixels"
+    )
     ground = "" if meaning.metres is None else f"; a pixel shows {meaning.metres:g} m of ground"
-    values = "0 to 255" if meaning.range is None else ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in zip(trained.bands, meaning.range))
-    return [f"- Bands, in this order: {', '.join(trained.bands)}; {size}{ground}.",
-            f"- Values of type {meaning.type}, {values}, scaled to [-1, 1].",
-            f"- Classes{', of each pixel' if trained.segmentation else ''}: {', '.join(trained.classes)}.",
-            f"- Energies of validation {what}: median {trained.energies[50]:.4g}, 95th percentile {trained.energies[95]:.4g}; what lies above is unlike the training data."]
+    values = (
+        "0 to 255"
+        if meaning.range is None
+        else ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in zip(trained.bands, meaning.range))
+    )
+    return [
+        f"- Bands, in this order: {', '.join(trained.bands)}; {size}{ground}.",
+        f"- Values of type {meaning.type}, {values}, scaled to [-1, 1].",
+        f"- Classes{', of each pixel' if trained.segmentation else ''}: {', '.join(trained.classes)}.",
+        f"- Energies of validation {what}: median {trained.energies[50]:.4g}, 95th percentile "
+        f"{trained.energies[95]:.4g}; what lies above is unlike the training data.",
+    ]
 
 
 def _data(data: dict) -> list[str]:
     generated = data.get("sha256") is None
-    licence = data.get("licence") or ("none is needed" if generated else "not stated; ask the owner of the data before you pass this on")
-    return [f"- {data['name']}: {data.get('source', 'unknown')}" + ("" if generated else f", SHA-256 {data['sha256']}") + (f"; {data['note']}." if data.get("note") else "."),
-            f"- Licence of the data: {licence}." + (f" Cite: {data['cite']}." if data.get("cite") else ""),
-            "- Licence of these weights: for whoever publishes them to choose, within what the licence of the data allows. Code: Apache 2.0."]
+    licence = data.get("licence") or (
+        "none is needed" if generated else "not stated; ask the owner of the data before you pass this on"
+    )
+    return [
+        f"- {data['name']}: {data.get('source', 'unknown')}"
+        + ("" if generated else f", SHA-256 {data['sha256']}")
+        + (f"; {data['note']}." if data.get("note") else "."),
+        f"- Licence of the data: {licence}." + (f" Cite: {data['cite']}." if data.get("cite") else ""),
+        "- Licence of these weights: for whoever publishes them to choose, within what the licence of the data allows. "
+        "Code: Apache 2.0.",
+    ]
 
 # %% ../../nbs/08_reporting/14_model_cards.ipynb #825c8b61
 def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
     config = record["config"]
-    lines = [f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for {record['epochs_completed']} epochs. "
-             f"Figures hold for this data (split: {config['split']}), and for no other place, sensor or season.",
-             f"- {sum(other['status'] == 'diverged' for other in alike)} of {len(alike)} runs of this kind diverged.",
-             "- Whether an energy tells the unknown from the known has to be measured on data of its user's."]
+    lines = [
+        f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for "
+        f"{record['epochs_completed']} epochs. Figures hold for this data (split: {config['split']}), and for no "
+        "other place, sensor or season.",
+        f"- {sum(other['status'] == 'diverged' for other in alike)} of {len(alike)} runs of this kind diverged.",
+        "- Whether an energy tells the unknown from the known has to be measured on data of its user's.",
+    ]
     if not (config["marginal_weight"] or config["joint_weight"]):
         lines.append("- Trained without a generative loss: its energies were never taught anything.")
     return lines
 
 # %% ../../nbs/08_reporting/14_model_cards.ipynb #807b9577
-def model_card(trained: TrainedNetwork, record: dict, alike: Sequence[dict]) -> str:  # Markdown, with the header of model hubs
+def model_card(
+    trained: TrainedNetwork, record: dict, alike: Sequence[dict]
+) -> str:  # Markdown, with the header of model hubs
     "The card of a network, from its record and those of its kind."
     config, name = trained.config, record["data"]["name"]
     task, each = ("image-segmentation", "pixel") if trained.segmentation else ("image-classification", "image")
     defaults = RunConfig().as_json()
-    changed = pd.DataFrame([{"field": field.name, "value": str(value)} for field in fields(config) if (value := config.as_json()[field.name]) != defaults[field.name]])
+    changed = pd.DataFrame(
+        [{"field": name, "value": str(value)} for name, value in config.as_json().items() if value != defaults[name]]
+    )
     figures = card_figures(record, alike)
-    measured = f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over runs that differ in their seed only."
-    python = ["```python", "from jem_nb.experiments.trained_network import load_network", "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]", "```"]
+    measured = (
+        f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over "
+        "runs that differ in their seed only."
+    )
+    python = [
+        "```python",
+        "from jem_nb.experiments.trained_network import load_network",
+        "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]",
+        "```",
+    ]
     parts = {
-        f"# {config.network}, a joint energy-based model of {name}": [f"Run `{record['run_id']}`, seed {config.seed}: a class for each {each}, and an energy that says how usual it is."],
+        f"# {config.network}, a joint energy-based model of {name}": [
+            f"Run `{record['run_id']}`, seed {config.seed}: a class for each {each}, and an energy that says how usual "
+            "it is."
+        ],
         "## Data and licence": _data(record["data"]),
         "## Input and output": _input(trained),
         "## Figures": [measured, "", markdown_table(figures) if len(figures) else "None were measured."],
         "## Limits": _limits(record, alike),
         "## How to load and apply it": [*python, "", "    jem-map weights.safetensors IN.tif OUT.tif"],
-        "## Protocol": ["What differs from the recipe of JEM's reference (`RunConfig`); none of it is needed to apply the network.", "", markdown_table(changed), "",
-                        f"{', '.join(f'{what} {number}' for what, number in record['versions'].items())}; commit {record['commit']}; {record['seconds']:,.0f} s on {record['device']}."],
+        "## Protocol": [
+            "What differs from the recipe of JEM's reference (`RunConfig`); none of it is needed to apply the network.",
+            "",
+            markdown_table(changed),
+            "",
+            f"{', '.join(f'{what} {number}' for what, number in record['versions'].items())}; commit "
+            f"{record['commit']}; {record['seconds']:,.0f} s on {record['device']}.",
+        ],
     }
-    header = ["---", f"pipeline_tag: {task}", "library_name: jem_nb", "tags: [energy-based-model, remote-sensing]", "---"]
-    return "\n\n".join(["\n".join(header), *(f"{title}\n\n" + "\n".join(lines) for title, lines in parts.items())]) + "\n"
+    header = [
+        "---",
+        f"pipeline_tag: {task}",
+        "library_name: jem_nb",
+        "tags: [energy-based-model, remote-sensing]",
+        "---",
+    ]
+    return (
+        "\n\n".join(["\n".join(header), *(f"{title}\n\n" + "\n".join(lines) for title, lines in parts.items())]) + "\n"
+    )
 
 # %% ../../nbs/08_reporting/14_model_cards.ipynb #6f5d87a1
 def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) -> Path:  # the folder
@@ -106,7 +168,9 @@ def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) 
             raise FileExistsError(f"{Path(folder) / name} is there already: choose another folder, or pass --overwrite")
     weights, record = find_weights(run), read_record(run)
     if record is None:
-        raise FileNotFoundError(f"{run} has no result.json: expected the folder of a finished run, whose record the card is written from")
+        raise FileNotFoundError(
+            f"{run} has no result.json: expected the folder of a finished run, whose record the card is written from"
+        )
     trained, folder = load_network(weights), require_writable(folder)
     alike = siblings(record, collect(run.resolve().parent.name, run.resolve().parent.parent))
     write_bytes(folder / "weights.safetensors", weights.read_bytes())
@@ -116,11 +180,16 @@ def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) 
 # %% ../../nbs/08_reporting/14_model_cards.ipynb #5f69ca7a
 def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     "The command jem-model."
-    parser = argparse.ArgumentParser(prog="jem-model", description="Put a trained network into a folder to be given away: weights.safetensors, "
-                                     "and a card (README.md) with data, licence, figures, limits and use.")
+    parser = argparse.ArgumentParser(
+        prog="jem-model",
+        description="Put a trained network into a folder to be given away: weights.safetensors, "
+        "and a card (README.md) with data, licence, figures, limits and use.",
+    )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("folder", metavar="FOLDER", help="where weights and card go")
-    parser.add_argument("--events", action="store_true", help="add the history as TensorBoard event files, in FOLDER/events")
+    parser.add_argument(
+        "--events", action="store_true", help="add the history as TensorBoard event files, in FOLDER/events"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace weights.safetensors and README.md in FOLDER")
     given = parser.parse_args(arguments)
     try:

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from .styles import CASE_COLORS, STYLE, add_title, new_panels
 from ..training.alarms import replay
+from ..training.divergence import gives_warning
 
 MARK_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
@@ -27,18 +28,31 @@ def plot_alarm_rates(
 ) -> Figure:
     "Receiver operating characteristics of the alarm over a grid of thresholds."
     figure, axes = new_panels(1, 2, (7.4, 3.3))
-    columns = (("false_positive_rate", "true_positive_rate", "iterations with a false alarm (%)", "iterations before a death with an alarm (%)"),
-               ("false_alarms", "caught", "healthy runs with a false alarm (%)", "dying runs caught in time (%)"))
+    columns = (
+        (
+            "false_positive_rate",
+            "true_positive_rate",
+            "iterations with a false alarm (%)",
+            "iterations before a death with an alarm (%)",
+        ),
+        ("false_alarms", "caught", "healthy runs with a false alarm (%)", "dying runs caught in time (%)"),
+    )
     for panel, (x, y, x_label, y_label) in zip(axes[0], columns):
         panel.scatter(100 * rates[x], 100 * rates[y], s=8, color="0.6", label="all thresholds")
         for (name, pair), color in zip(marked.items(), MARK_COLORS):
             row = rates[(rates["deviation_threshold"] == pair[0]) & (rates["outlier_threshold"] == pair[1])]
-            panel.plot(100 * row[x], 100 * row[y], "D", color=color, markersize=6, label=f"{name}: {pair[0]:g} and {pair[1]}")
+            panel.plot(
+                100 * row[x], 100 * row[y], "D", color=color, markersize=6, label=f"{name}: {pair[0]:g} and {pair[1]}"
+            )
         panel.set(xlabel=x_label, ylabel=y_label, ylim=(-4, 104))
     axes[0, 0].legend(loc="lower right")
     name, pair = list(marked.items())[-1]
     row = rates[(rates["deviation_threshold"] == pair[0]) & (rates["outlier_threshold"] == pair[1])].iloc[0]
-    add_title(figure, f"With {name} {100 * row['caught']:.0f} % of dying tuning runs are caught in time, and {100 * row['false_alarms']:.0f} % of healthy ones disturbed")
+    add_title(
+        figure,
+        f"With {name} {100 * row['caught']:.0f} % of dying tuning runs are caught in time, and "
+        f"{100 * row['false_alarms']:.0f} % of healthy ones disturbed",
+    )
     return figure
 
 # %% ../../nbs/08_reporting/09_stabilizer_figures.ipynb #b7829f9a
@@ -52,10 +66,13 @@ def plot_detector(
 ) -> Figure:
     "Gap, rolling deviation and outlier count with their thresholds, warnings and restarts."
     deviation, outliers = replay(gaps, restarts)
-    with np.errstate(invalid="ignore"):
-        warnings = np.flatnonzero((deviation >= deviation_threshold) & (outliers >= outlier_threshold))
+    warnings = np.flatnonzero(gives_warning(deviation, outliers, deviation_threshold, outlier_threshold))
     figure, axes = new_panels(3, 1, (8.4, 4.6), sharex=True)
-    rows = ((np.abs(np.array(gaps, dtype=float)), "|gap| (nats)", None), (deviation, "rolling deviation (nats)", deviation_threshold), (outliers, "outliers among 100", outlier_threshold))
+    rows = (
+        (np.abs(np.array(gaps, dtype=float)), "|gap| (nats)", None),
+        (deviation, "rolling deviation (nats)", deviation_threshold),
+        (outliers, "outliers among 100", outlier_threshold),
+    )
     for (values, label, threshold), panel in zip(rows, axes[:, 0]):
         panel.plot(np.where(np.isfinite(values), values, np.nan), color="#0072B2", lw=0.7)
         panel.set_ylabel(label)
@@ -68,7 +85,11 @@ def plot_detector(
         panel.set_yscale("log")
     axes[2, 0].set_xlabel("iterations computed, those taken back included")
     keys = {"threshold": ("0.3", "--"), "warning": ("#E69F00", "-"), "restart": ("#D55E00", "-")}
-    axes[0, 0].legend(handles=[Line2D([], [], color=color, linestyle=line, label=name) for name, (color, line) in keys.items()], loc="upper left", bbox_to_anchor=(1, 1))
+    axes[0, 0].legend(
+        handles=[Line2D([], [], color=color, linestyle=line, label=name) for name, (color, line) in keys.items()],
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
     add_title(figure, f"{len(warnings)} warnings, {len(restarts)} restarts, and the run {fate}")
     return figure
 
@@ -86,18 +107,38 @@ def plot_leads(
         values = np.array(values, dtype=float)
         caught = values[np.isfinite(values)]
         panel.plot(caught, row + np.linspace(-0.15, 0.15, len(caught)), "o", color=color, markersize=3.5)
-        panel.text(1.02, row, f"{len(caught)} of {len(values)} warned, false in {falsely[name][0]} of {falsely[name][1]}", transform=panel.get_yaxis_transform(), va="center")
+        panel.text(
+            1.02,
+            row,
+            f"{len(caught)} of {len(values)} warned, false in {falsely[name][0]} of {falsely[name][1]}",
+            transform=panel.get_yaxis_transform(),
+            va="center",
+        )
     panel.axvline(jump, color="0.5", lw=0.8, ls="--")
     panel.text(jump, len(leads) - 0.45, " a restart's way back", color="0.3", va="center")
-    panel.set(yticks=range(len(leads)), yticklabels=list(leads), ylim=(len(leads) - 0.3, -0.5), xlabel="iterations from the first alarm to the end", xscale="symlog", xlim=(0, None))
-    medians = {name: np.nanmedian(values) for name, values in leads.items() if np.isfinite(np.array(values, dtype=float)).any()}
-    add_title(figure, "Median lead: " + (", ".join(f"{value:.0f} iterations ({name})" for name, value in medians.items()) or "no alarm came"))
+    panel.set(
+        yticks=range(len(leads)),
+        yticklabels=list(leads),
+        ylim=(len(leads) - 0.3, -0.5),
+        xlabel="iterations from the first alarm to the end",
+        xscale="symlog",
+        xlim=(0, None),
+    )
+    medians = {
+        name: np.nanmedian(values) for name, values in leads.items() if np.isfinite(np.array(values, dtype=float)).any()
+    }
+    add_title(
+        figure,
+        "Median lead: "
+        + (", ".join(f"{value:.0f} iterations ({name})" for name, value in medians.items()) or "no alarm came"),
+    )
     return figure
 
 # %% ../../nbs/08_reporting/09_stabilizer_figures.ipynb #648ccb00
 @plt.rc_context(STYLE)
 def plot_stabilizers(
-    table: pd.DataFrame,  # columns arm, learning_rate, runs, diverged, accuracy_mean, accuracy_std, classifier_accuracy_mean
+    # columns arm, learning_rate, runs, diverged, accuracy_mean, accuracy_std, classifier_accuracy_mean
+    table: pd.DataFrame,
     points: float = 3.0,  # of accuracy that an arm may lose
 ) -> Figure:
     "Runs that died, and accuracy beside the plain classifier's, of each arm at each learning rate."
@@ -106,16 +147,35 @@ def plot_stabilizers(
     for offset, (rate, color) in zip((-0.15, 0.15), zip(rates, ("#D55E00", "#0072B2"))):
         rows = table[table["learning_rate"] == rate]
         at = np.array([arms.index(arm) for arm in rows["arm"]]) + offset
-        axes[0, 0].barh(at, 100 * rows["diverged"] / rows["runs"], height=0.28, color=color, label=f"learning rate {rate:g}")
+        axes[0, 0].barh(
+            at, 100 * rows["diverged"] / rows["runs"], height=0.28, color=color, label=f"learning rate {rate:g}"
+        )
         lost = rows["accuracy_mean"] - rows["classifier_accuracy_mean"]
-        axes[0, 1].errorbar(lost, at, xerr=np.nan_to_num(rows["accuracy_std"]), fmt="o", color=color, markersize=4, capsize=2, elinewidth=0.8)
-    axes[0, 0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.4, -0.6), xlim=(0, 100), xlabel="runs that died (%)")
+        axes[0, 1].errorbar(
+            lost,
+            at,
+            xerr=np.nan_to_num(rows["accuracy_std"]),
+            fmt="o",
+            color=color,
+            markersize=4,
+            capsize=2,
+            elinewidth=0.8,
+        )
+    axes[0, 0].set(
+        yticks=range(len(arms)),
+        yticklabels=arms,
+        ylim=(len(arms) - 0.4, -0.6),
+        xlim=(0, 100),
+        xlabel="runs that died (%)",
+    )
     axes[0, 0].legend(loc="lower right", frameon=True)
     axes[0, 1].axvspan(-points, max(axes[0, 1].get_xlim()[1], 1), color="0.93", zorder=0)
     axes[0, 1].axvline(0, color="0.5", lw=0.8)
     axes[0, 1].set_xlabel("best accuracy less the plain classifier's (points); grey: the goal")
     good = _meeting(table, points)
-    add_title(figure, f"No death and within {points:g} points of the classifier at every rate: {'; '.join(good) or 'no arm'}")
+    add_title(
+        figure, f"No death and within {points:g} points of the classifier at every rate: {'; '.join(good) or 'no arm'}"
+    )
     return figure
 
 
@@ -135,11 +195,34 @@ def plot_pareto(
     for rate, panel in zip(sorted(set(table["learning_rate"]), reverse=True), axes[0]):
         rows = table[(table["learning_rate"] == rate)].dropna(subset=["accuracy_mean", "distance_mean"])
         for row in rows.to_dict("records"):
-            beaten = ((rows["accuracy_mean"] > row["accuracy_mean"]) & (rows["distance_mean"] < row["distance_mean"])).any()
-            panel.plot(row["distance_mean"], row["accuracy_mean"], "o", color=colors[row["arm"]], markerfacecolor=colors[row["arm"]] if row["diverged"] == 0 else "white", label=row["arm"])
+            beaten = (
+                (rows["accuracy_mean"] > row["accuracy_mean"]) & (rows["distance_mean"] < row["distance_mean"])
+            ).any()
+            panel.plot(
+                row["distance_mean"],
+                row["accuracy_mean"],
+                "o",
+                color=colors[row["arm"]],
+                markerfacecolor=colors[row["arm"]] if row["diverged"] == 0 else "white",
+                label=row["arm"],
+            )
             if not beaten:
-                panel.plot(row["distance_mean"], row["accuracy_mean"], "o", color="0.3", markerfacecolor="none", markersize=11, lw=0.8, gid=f"unbeaten: {row['arm']}")
-        panel.set(title=f"learning rate {rate:g}", xlabel="distance of samples (squared pixel range)", ylabel="best accuracy (%)", xscale="log")
+                panel.plot(
+                    row["distance_mean"],
+                    row["accuracy_mean"],
+                    "o",
+                    color="0.3",
+                    markerfacecolor="none",
+                    markersize=11,
+                    lw=0.8,
+                    gid=f"unbeaten: {row['arm']}",
+                )
+        panel.set(
+            title=f"learning rate {rate:g}",
+            xlabel="distance of samples (squared pixel range)",
+            ylabel="best accuracy (%)",
+            xscale="log",
+        )
         panel.margins(0.15)
     handles = {label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .divergence import rolling_deviation, rolling_outliers
+from .divergence import alarm_statistics, gives_warning
 
 # %% ../../nbs/06_training/04_alarms.ipynb #59b3666d
 @dataclass(frozen=True)
@@ -24,11 +24,7 @@ class WatchedRun:
 
     def statistics(self, window: int = 10, outlier_window: int = 100) -> tuple[np.ndarray, np.ndarray]:  # `[T]` each
         "Rolling deviation and outlier count of |gap| at each iteration; infinite where a value is not finite."
-        series = np.abs(np.array(self.gaps, dtype=float))
-        found = rolling_deviation(series, window), rolling_outliers(series, outlier_window)
-        for values in found:
-            values[~np.isfinite(series)] = np.inf
-        return found
+        return alarm_statistics(np.abs(np.array(self.gaps, dtype=float)), window, outlier_window)
 
 # %% ../../nbs/06_training/04_alarms.ipynb #ddd29960
 def first_alarm(
@@ -39,9 +35,9 @@ def first_alarm(
     outlier_window: int = 100,  # iterations
 ) -> int | None:  # iteration, counted from 0; None if it never rings
     "When the alarm rings for the first time."
-    deviation, outliers = run.statistics(window, outlier_window)
-    with np.errstate(invalid="ignore"):
-        rings = np.flatnonzero((deviation >= deviation_threshold) & (outliers >= outlier_threshold))
+    rings = np.flatnonzero(
+        gives_warning(*run.statistics(window, outlier_window), deviation_threshold, outlier_threshold)
+    )
     return int(rings[0]) if len(rings) else None
 
 # %% ../../nbs/06_training/04_alarms.ipynb #a6c5d2eb
@@ -54,9 +50,12 @@ def alarm_rates(
     window: int = 10,
     outlier_window: int = 100,
 ) -> pd.DataFrame:  # one row for each pair of thresholds
-    "Rates of iterations (true_positive_rate, false_positive_rate) and of runs (caught, false_alarms), and the median lead_iterations of the runs that were caught; shares of 1."
+    """Rates of iterations (true_positive_rate, false_positive_rate) and of runs (caught, false_alarms), and the median
+    lead_iterations of the runs that were caught; shares of 1."""
     if not any(run.died for run in runs) or all(run.died for run in runs):
-        raise ValueError(f"{sum(run.died for run in runs)} of {len(runs)} runs died: expected some that died and some that did not")
+        raise ValueError(
+            f"{sum(run.died for run in runs)} of {len(runs)} runs died: expected some that died and some that did not"
+        )
     watched = [_Watched(run, horizon, lead, *run.statistics(window, outlier_window)) for run in runs]
     pairs = ((deviation, outliers) for deviation in deviation_thresholds for outliers in outlier_thresholds)
     return pd.DataFrame([_rates(watched, *pair) for pair in pairs])
@@ -73,8 +72,7 @@ class _Watched:
     outliers: np.ndarray
 
     def rings(self, deviation_threshold: float, outlier_threshold: int) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return (self.deviation >= deviation_threshold) & (self.outliers >= outlier_threshold)
+        return gives_warning(self.deviation, self.outliers, deviation_threshold, outlier_threshold)
 
     @property
     def positive(self) -> np.ndarray:
@@ -83,12 +81,22 @@ class _Watched:
 
 # %% ../../nbs/06_training/04_alarms.ipynb #eceb6f3c
 def _rates(watched: Sequence[_Watched], deviation: float, outliers: int) -> dict[str, float]:
-    rings, positive = (np.concatenate(parts) for parts in zip(*((each.rings(deviation, outliers), each.positive) for each in watched)))
-    leads = [len(each.deviation) - np.flatnonzero(each.rings(deviation, outliers))[:1] for each in watched if each.run.died]
+    rings, positive = (
+        np.concatenate(parts) for parts in zip(*((each.rings(deviation, outliers), each.positive) for each in watched))
+    )
+    leads = [
+        len(each.deviation) - np.flatnonzero(each.rings(deviation, outliers))[:1] for each in watched if each.run.died
+    ]
     caught = [found[0] for found in leads if len(found) and found[0] >= watched[0].lead]
-    return {"deviation_threshold": deviation, "outlier_threshold": outliers, "true_positive_rate": rings[positive].mean(), "false_positive_rate": rings[~positive].mean(),
-            "caught": len(caught) / len(leads), "false_alarms": np.mean([each.rings(deviation, outliers).any() for each in watched if not each.run.died]),
-            "lead_iterations": float(np.median(caught)) if caught else np.nan}
+    return {
+        "deviation_threshold": deviation,
+        "outlier_threshold": outliers,
+        "true_positive_rate": rings[positive].mean(),
+        "false_positive_rate": rings[~positive].mean(),
+        "caught": len(caught) / len(leads),
+        "false_alarms": np.mean([each.rings(deviation, outliers).any() for each in watched if not each.run.died]),
+        "lead_iterations": float(np.median(caught)) if caught else np.nan,
+    }
 
 # %% ../../nbs/06_training/04_alarms.ipynb #704d7a88
 def choose_thresholds(
@@ -98,8 +106,13 @@ def choose_thresholds(
     "The thresholds that catch most, then soonest, with few false alarms; ValueError if none is that quiet."
     quiet = rates[rates["false_alarms"] <= false_alarms]
     if quiet.empty:
-        raise ValueError(f"no thresholds of the grid give false alarms in at most {100 * false_alarms:g} % of healthy runs (the best: {100 * rates['false_alarms'].min():g} %): extend the grid")
-    return quiet.sort_values(["caught", "lead_iterations", "deviation_threshold", "outlier_threshold"], ascending=[False, False, True, True]).iloc[0]
+        raise ValueError(
+            f"no thresholds of the grid give false alarms in at most {100 * false_alarms:g} % of healthy runs (the "
+            f"best: {100 * rates['false_alarms'].min():g} %): extend the grid"
+        )
+    return quiet.sort_values(
+        ["caught", "lead_iterations", "deviation_threshold", "outlier_threshold"], ascending=[False, False, True, True]
+    ).iloc[0]
 
 # %% ../../nbs/06_training/04_alarms.ipynb #df2bcf82
 def replay(

@@ -40,16 +40,19 @@ def save_checkpoint(
     state: dict,  # of tensors, numbers, texts, lists and dictionaries
     keep: int = 2,  # newest ones that stay
 ) -> Path:  # the file
-    "Write a checkpoint with its checksum, then remove those that are too old. A number that is taken is passed over: two files cannot be replaced in one step."
+    """Write a checkpoint with its checksum, then remove those that are too old. A number that is taken is passed over:
+    two files cannot be replaced in one step."""
     file = io.BytesIO()
     torch.save({"format": FORMAT, "state": state}, file)
     content = file.getvalue()
     path = before = Path(folder) / f"checkpoint-{number:06d}.pt"
     while path.exists():
         path = path.with_stem(f"checkpoint-{_number(path) + 1:06d}")
-    write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")  # first: without it the file counts as damaged
+    # first: without it the file counts as damaged
+    write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")
     write_bytes(path, content)
-    for other in checkpoints(folder):  # what this one replaces, and those that no one could go on from, or this one would not have been written
+    # what this one replaces, and those that no one could go on from, or this one would not have been written
+    for other in checkpoints(folder):
         if _number(other) > _number(path) or other == before != path:
             other.unlink()
             other.with_suffix(".sha256").unlink(missing_ok=True)
@@ -79,7 +82,9 @@ def _check_unpacked_size(content: bytes) -> None:
     "Raise unless this is a file of PyTorch's present format that takes no more memory than disk; it never packs."
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(member.file_size for member in members) > len(content):
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
+        member.file_size for member in members
+    ) > len(content):
         raise ValueError("it unpacks to more than it holds")
 
 
@@ -89,21 +94,34 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         expected, content = path.with_suffix(".sha256").read_text().strip(), path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): expected the file and its .sha256 beside it") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): expected the file and its .sha256 beside it"
+        ) from error
     except OSError as error:  # it may well be good: nothing older is taken in its stead
-        raise OSError(f"{path} cannot be read ({error}): make it readable, or delete it to go on from an older one") from error
+        raise OSError(
+            f"{path} cannot be read ({error}): make it readable, or delete it to go on from an older one"
+        ) from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise CheckpointError(f"{path} is damaged, for its SHA-256 is not that of {path.with_suffix('.sha256').name}: delete it to go on from an older one")
+        raise CheckpointError(
+            f"{path} is damaged, for its SHA-256 is not that of {path.with_suffix('.sha256').name}: delete it to go on "
+            "from an older one"
+        )
     try:
         _check_unpacked_size(content)
         saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except MemoryError:
         raise
     except Exception as error:  # whatever a hostile or foreign file makes of it
-        raise CheckpointError(f"{path} is not a checkpoint of plain data ({type(error).__name__}): it was not written by jem_nb; delete it") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint of plain data ({type(error).__name__}): it was not written by jem_nb; delete "
+            "it"
+        ) from error
     found = saved.get("format", 1) if isinstance(saved, dict) else None
     if found != FORMAT:
-        raise ForeignCheckpoint(f"{path} has format {found}: expected {FORMAT}; go on with the release of jem_nb that wrote it, or delete it to start anew")
+        raise ForeignCheckpoint(
+            f"{path} has format {found}: expected {FORMAT}; go on with the release of jem_nb that wrote it, or delete "
+            "it to start anew"
+        )
     return saved["state"]
 
 # %% ../../nbs/06_training/05_checkpoint.ipynb #7fe9eee7
@@ -136,31 +154,51 @@ def save_weights(
     "Write tensors with their description, whole or not at all."
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one text, for the format keeps no order among several, and the same weights shall be the same file
-    return write_bytes(path, safetensors.torch.save(held, {"jem_nb": json.dumps({"sha256": _digest(held, description), "description": description})}))
+    return write_bytes(
+        path,
+        safetensors.torch.save(
+            held, {"jem_nb": json.dumps({"sha256": _digest(held, description), "description": description})}
+        ),
+    )
 
 
 def _digest(tensors: dict[str, Tensor], description: dict) -> str:  # hexadecimal digits
     "SHA-256 of names, types, shapes and numbers of tensors, and of their description."
     digest = hashlib.sha256(json.dumps(description).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
+            + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 # %% ../../nbs/06_training/05_checkpoint.ipynb #09215798
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    "Tensors and their description; raises CheckpointError for what was not written by `save_weights`, has changed since, or holds what is no number."
+    """Tensors and their description; raises CheckpointError for what was not written by `save_weights`, has changed
+    since, or holds what is no number."""
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             written = json.loads((file.metadata() or {}).get("jem_nb", "null"))
             if not isinstance(written, dict) or not {"sha256", "description"} <= written.keys():
-                raise CheckpointError(f"{path} has no checksum or no description of jem_nb: expected weights that it wrote; a file of other origin does not say what network it is for")
+                raise CheckpointError(
+                    f"{path} has no checksum or no description of jem_nb: expected weights that it wrote; a file of "
+                    "other origin does not say what network it is for"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
         if _digest(tensors, written["description"]) != written["sha256"]:
-            raise CheckpointError(f"{path} is damaged, for its SHA-256 is not what stands in it: fetch or write it again")
+            raise CheckpointError(
+                f"{path} is damaged, for its SHA-256 is not what stands in it: fetch or write it again"
+            )
         if infinite := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise CheckpointError(f"{path}: {infinite[0]} holds NaN or infinity: expected finite weights; the run that wrote it diverged, take another")
+            raise CheckpointError(
+                f"{path}: {infinite[0]} holds NaN or infinity: expected finite weights; the run that wrote it "
+                "diverged, take another"
+            )
         return tensors, written["description"]
     except (OSError, ValueError, RecursionError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} cannot be read as weights ({type(error).__name__}: {error}): expected a whole .safetensors file; fetch or write it again") from error
+        raise CheckpointError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {error}): expected a whole .safetensors file; "
+            "fetch or write it again"
+        ) from error
