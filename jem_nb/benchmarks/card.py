@@ -29,9 +29,7 @@ def described(device: str) -> dict:
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found |= {
-            "card": properties.name,
-            "gib": round(properties.total_memory / 2**30, 1),
-            "cuda": torch.version.cuda,
+            "card": properties.name, "gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
@@ -90,16 +88,12 @@ def speed(given: argparse.Namespace, kept: Kept) -> None:
     for network in ("unet-16", "unet-32", "wrn-10-1-unet"):
         kept.ask(f"maps {network}", lambda n=network: time_maps(n, given.device))
 
-# %% ../../nbs/11_benchmarks/10_card.ipynb #cb4c3a40
+# %% ../../nbs/11_benchmarks/10_card.ipynb #dd5b1bac
 def chains(given: argparse.Namespace, kept: Kept) -> None:
     "Part 3: JEMs by chains on the images of the first part."
     images, labels = read_parts(given.images, given.side)
     fields = {
-        "network": given.network,
-        "steps": 20,
-        "batch_size": 64,
-        "buffer_size": 10000,
-        "learning_rate": given.rate,
+        "network": given.network, "steps": 20, "batch_size": 64, "buffer_size": 10000, "learning_rate": given.rate,
         "precision": given.precision,
     }
     for preset in given.presets.split(","):
@@ -115,7 +109,7 @@ def chains(given: argparse.Namespace, kept: Kept) -> None:
             return found
         kept.ask(f"{preset} {given.side}", task)
 
-
+# %% ../../nbs/11_benchmarks/10_card.ipynb #cb4c3a40
 def noise_conditional(given: argparse.Namespace, kept: Kept) -> None:
     "Part 3: the noise-conditional JEM on all images that are there."
     images, labels = read_parts(given.images, given.side)
@@ -123,19 +117,9 @@ def noise_conditional(given: argparse.Namespace, kept: Kept) -> None:
 
     def task() -> dict:
         found, average, samples = noise_conditional_within(
-            given.seconds,
-            images,
-            labels,
-            given.validation,
-            given.device,
-            given.seed,
-            channels,
-            given.patch,
-            Recipe(batch_size=given.batch),
-            given.precision,
-            lambda line: print(json.dumps(line), flush=True),
-            not given.no_graph,
-            given.channels_last,
+            given.seconds, images, labels, given.validation, given.device, given.seed, channels, given.patch,
+            Recipe(batch_size=given.batch), given.precision, lambda line: print(json.dumps(line), flush=True),
+            not given.no_graph, given.channels_last,
         )
         # a row a class; eight of each guidance beside each other
         sheet(
@@ -169,10 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "`python -m jem_nb.benchmarks.card PART FOLDER`."
     parser = argparse.ArgumentParser("jem_nb.card", description="What a graphics card shows of jem_nb.")
     parts = {
-        "check": check,
-        "speed": speed,
-        "chains": chains,
-        "noise-conditional": noise_conditional,
+        "check": check, "speed": speed, "chains": chains, "noise-conditional": noise_conditional,
         "noise-conditional-speed": noise_conditional_speed,
     }
     parser.add_argument("part", choices=parts)

@@ -230,13 +230,7 @@ def check_jem_map(device: str, folder: Path) -> dict[str, float]:
     program = "import sys; from jem_nb.maps.command import main; sys.exit(main())"
     files = [folder / "card" / config.run_id, folder / "raster.tif", folder / "command.tif"]
     command = [
-        sys.executable,
-        "-c",
-        program,
-        *map(str, files),
-        "--any-resolution",
-        "--device",
-        torch.device(device).type,
+        sys.executable, "-c", program, *map(str, files), "--any-resolution", "--device", torch.device(device).type,
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

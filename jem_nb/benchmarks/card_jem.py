@@ -100,10 +100,7 @@ class ScoreMatchingTrainer:
         self.average, device = copy.deepcopy(network).requires_grad_(False), images.device
         self.rate = torch.tensor(0.0, device=device)
         self.optimizer = torch.optim.AdamW(
-            network.parameters(),
-            lr=self.rate,
-            betas=(0.9, 0.99),
-            weight_decay=recipe.weight_decay,
+            network.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay,
             capturable=device.type == "cuda",
         )
         self.losses = torch.zeros(4, device=device)  # total, score matching, cross entropy of clean and of noisy images
@@ -176,7 +173,7 @@ class ScoreMatchingTrainer:
                     break
         return history
 
-# %% ../../nbs/11_benchmarks/09_card_jem.ipynb #ba87a8a1
+# %% ../../nbs/11_benchmarks/09_card_jem.ipynb #86444018
 @torch.no_grad()
 def judged(network: Standardised, images: Tensor, labels: Tensor, smallest: float = 0.02) -> dict[str, float]:
     "Accuracy in percent, cross entropy in nats and calibration error in percent, at the smallest noise."
@@ -193,7 +190,7 @@ def judged(network: Standardised, images: Tensor, labels: Tensor, smallest: floa
         "ece": expected_calibration_error(reliability(logits, target)),
     }
 
-
+# %% ../../nbs/11_benchmarks/09_card_jem.ipynb #6e8324f2
 def denoising_losses(
     network: Standardised, images: Tensor, seed: int = 0
 ) -> dict[str, float]:  # by sigma; 1 is the Gaussian's
@@ -211,7 +208,7 @@ def denoising_losses(
         found[str(sigma)] = torch.cat(losses).mean().item()
     return found
 
-
+# %% ../../nbs/11_benchmarks/09_card_jem.ipynb #ba87a8a1
 def drawn(
     network: Standardised, each: int, guidance: float, steps: int, seed: int, shape: tuple[int, int, int]
 ) -> Tensor:  # uint8 [10 * each, C, H, W]
@@ -226,16 +223,8 @@ def drawn(
 
 # %% ../../nbs/11_benchmarks/09_card_jem.ipynb #8f338220
 def time_score_matching(
-    images: np.ndarray,
-    labels: np.ndarray,
-    device: str,
-    channels: tuple[int, ...],
-    patch: int,
-    precision: str,
-    channels_last: bool,
-    graph: bool,
-    recipe: Recipe,
-    iterations: int = 10,
+    images: np.ndarray, labels: np.ndarray, device: str, channels: tuple[int, ...], patch: int, precision: str,
+    channels_last: bool, graph: bool, recipe: Recipe, iterations: int = 10,
 ) -> dict[str, float]:
     "Seconds of an iteration, after those that are not counted."
     torch.manual_seed(0)
@@ -252,19 +241,9 @@ def time_score_matching(
 
 # %% ../../nbs/11_benchmarks/09_card_jem.ipynb #e62dfcde
 def noise_conditional_within(
-    seconds: float,
-    images: np.ndarray,
-    labels: np.ndarray,
-    validation: int,
-    device: str,
-    seed: int,
-    channels: tuple[int, ...],
-    patch: int,
-    recipe: Recipe,
-    precision: str,
-    report: Callable[[dict], None],
-    graph: bool = True,
-    channels_last: bool = False,
+    seconds: float, images: np.ndarray, labels: np.ndarray, validation: int, device: str, seed: int,
+    channels: tuple[int, ...], patch: int, recipe: Recipe, precision: str, report: Callable[[dict], None],
+    graph: bool = True, channels_last: bool = False,
 ) -> tuple[dict, Standardised, dict[str, Tensor]]:  # what is to be kept: JSON types, the average, and samples
     "Train on all but the first `validation` images for so many seconds, and look at what came out."
     torch.manual_seed(seed)
@@ -312,13 +291,8 @@ def chains_within(
             trainer.stopped = trainer.stopped or ("time" if time.perf_counter() - began > seconds else None)
 
     config = make_config(
-        preset,
-        "eurosat",
-        image_size=images.shape[-1],
-        train_images=len(images) - validation,
-        validation_images=validation,
-        epochs=1000,
-        **fields,
+        preset, "eurosat", image_size=images.shape[-1], train_images=len(images) - validation,
+        validation_images=validation, epochs=1000, **fields,
     )
     parts = [
         ImageDataset("eurosat", images[place], labels[place], EUROSAT_CLASSES, RGB)
@@ -331,11 +305,7 @@ def chains_within(
     died = trainer.stopped if trainer.stopped != "time" else None
     last = trainer.validation(trainer.evaluated) if not died else {}
     return {
-        "identity": config.identity,
-        "died": died,
-        "iterations": trainer.iteration,
-        "epochs": trainer.epoch,
-        "evaluations": trainer.evaluations,
-        "last": last,
+        "identity": config.identity, "died": died, "iterations": trainer.iteration, "epochs": trainer.epoch,
+        "evaluations": trainer.evaluations, "last": last,
         "seconds_per_iteration": (time.perf_counter() - began) / max(1, trainer.iteration),
     }, trainer.chains.cpu()

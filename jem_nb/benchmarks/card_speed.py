@@ -101,14 +101,12 @@ def time_iterations(
             seconds = seconds_each(lambda trainer=trainer, batch=batch: trainer.step(*batch, 0), device, repeats)
         flop = iteration_flop(chosen)
         found[way] = {
-            "seconds": seconds,
-            "peak_gib": peak_gib(device),
-            "tflop": flop / 1e12,
+            "seconds": seconds, "peak_gib": peak_gib(device), "tflop": flop / 1e12,
             "tflop_per_second": flop / min(seconds) / 1e12,
         }
     return found
 
-# %% ../../nbs/11_benchmarks/08_card_speed.ipynb #fdfcea7d
+# %% ../../nbs/11_benchmarks/08_card_speed.ipynb #210e2841
 def _captured(gradient: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
     "The kernels of one call, replayed on the same memory."
     side = torch.cuda.Stream()
@@ -126,7 +124,7 @@ def _captured(gradient: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], T
         return result
     return replay
 
-
+# %% ../../nbs/11_benchmarks/08_card_speed.ipynb #fdfcea7d
 def gradient_ways(
     network: str, side: int, batch: int, device: str, compiled: bool
 ) -> dict[str, Callable[[], Callable[[], Tensor]]]:

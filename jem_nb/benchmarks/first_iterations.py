@@ -22,21 +22,18 @@ from ..experiments.provenance import versions
 from ..experiments.records import read_record, run_folder
 from ..experiments.run import build_trainer
 
-# %% ../../nbs/11_benchmarks/01_first_iterations.ipynb #b73ebe4e
+# %% ../../nbs/11_benchmarks/01_first_iterations.ipynb #1f805a83
 def random_images(count: int, side: int, bands: int = 3) -> ImageDataset:
     "Noise in the shape of a data set of ten classes; what images show does not matter for time."
     images = torch.randint(
         256, (count, bands, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     return ImageDataset(
-        "random",
-        images.numpy(),
-        torch.arange(count).numpy() % 10,
-        tuple("abcdefghij"),
+        "random", images.numpy(), torch.arange(count).numpy() % 10, tuple("abcdefghij"),
         tuple(f"band {i}" for i in range(bands)),
     )
 
-
+# %% ../../nbs/11_benchmarks/01_first_iterations.ipynb #b73ebe4e
 def time_first_iterations(
     config: RunConfig,
     batch_size: int = 2,  # small, so that a large network can be timed on a small machine
@@ -50,12 +47,8 @@ def time_first_iterations(
         return record
     # what matters for time is kept, what matters for memory shrinks
     small = replace(
-        config,
-        batch_size=batch_size,
-        buffer_size=batch_size,
-        train_images=batch_size * (iterations + 1),
-        class_conditional=False,
-        joint_weight=0.0,
+        config, batch_size=batch_size, buffer_size=batch_size, train_images=batch_size * (iterations + 1),
+        class_conditional=False, joint_weight=0.0,
     )
     data = random_images(small.train_images, config.image_size)
     with one_thread():
@@ -65,12 +58,8 @@ def time_first_iterations(
             trainer.step(*batch, number)
             seconds.append(time.process_time() - began)
     record = {
-        "run_id": run_id(identity),
-        "identity": identity,
-        "config": config.as_json(),
-        "seconds": sum(seconds[1:]) / iterations,
-        "iteration_flop": iteration_flop(small),
-        "versions": versions(),
+        "run_id": run_id(identity), "identity": identity, "config": config.as_json(),
+        "seconds": sum(seconds[1:]) / iterations, "iteration_flop": iteration_flop(small), "versions": versions(),
     }
     write_json(folder / "result.json", record)
     return read_record(folder)
@@ -85,14 +74,8 @@ def cost_row(
     iterations = config.epochs * config.iterations_per_epoch
     flop, rate = iteration_flop(config), record["iteration_flop"] / record["seconds"]
     return {
-        "preset": config.preset,
-        "dataset": config.dataset,
-        "network": config.network,
-        "image_size": config.image_size,
-        "batch_size": config.batch_size,
-        "steps": config.steps,
-        "epochs": config.epochs,
-        "iterations": iterations,
+        "preset": config.preset, "dataset": config.dataset, "network": config.network, "image_size": config.image_size,
+        "batch_size": config.batch_size, "steps": config.steps, "epochs": config.epochs, "iterations": iterations,
         "iteration_tflop": flop / 1e12,
         "timed_batch_size": record["identity"]["batch_size"],
         "timed_seconds": record["seconds"],

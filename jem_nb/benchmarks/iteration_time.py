@@ -223,10 +223,7 @@ def convolution_seconds(
 
 
 def _convolution(
-    layer: nn.Conv2d,
-    shape: tuple[int, ...],
-    wanted: tuple[bool, ...],
-    layout: torch.memory_format,
+    layer: nn.Conv2d, shape: tuple[int, ...], wanted: tuple[bool, ...], layout: torch.memory_format,
     precision: str = "float32",
 ) -> Callable[[], object]:
     x, weight = (

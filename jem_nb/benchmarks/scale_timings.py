@@ -151,18 +151,8 @@ def _scene_raster(side: int, path: Path) -> int:  # its bytes in memory
     block = np.concatenate([np.concatenate(list(images[first : first + 16]), 2) for first in range(0, 256, 16)], 1)
     pixels = np.tile(block, (1, -(-side // 512), -(-side // 512)))[:, :side, :side]
     with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=4,
-        height=side,
-        width=side,
-        dtype="uint8",
-        crs="EPSG:32632",
-        transform=from_origin(565_000, 5_935_000, 20, 20),
-        tiled=True,
-        compress="deflate",
-        photometric="MINISBLACK",
+        path, "w", driver="GTiff", count=4, height=side, width=side, dtype="uint8", crs="EPSG:32632",
+        transform=from_origin(565_000, 5_935_000, 20, 20), tiled=True, compress="deflate", photometric="MINISBLACK",
     ) as file:
         file.write(pixels)
     return pixels.nbytes
@@ -189,12 +179,8 @@ def time_map(network: str, side: int = 2500, window: int | None = None, repeats:
             write_map(weights, raster, path, window, progress=False)
             seconds.append(time.perf_counter() - began)
         return {
-            "network": network,
-            "pixels": side**2,
-            "seconds": seconds,
-            "network_seconds": alone,
-            "bytes": path.stat().st_size,
-            "raster_bytes": raster_bytes,
+            "network": network, "pixels": side**2, "seconds": seconds, "network_seconds": alone,
+            "bytes": path.stat().st_size, "raster_bytes": raster_bytes,
         }
 
 # %% ../../nbs/11_benchmarks/06_scale_timings.ipynb #94000012
@@ -238,8 +224,6 @@ def time_reading(
             batches.append(time.perf_counter() - began)
             del rows
     return {
-        "images": images,
-        "bytes": images * bands * side * side,
-        "reading_seconds": reading,
+        "images": images, "bytes": images * bands * side * side, "reading_seconds": reading,
         "batches_seconds": batches,
     }

@@ -18,18 +18,11 @@ from .iteration_time import growth_exponent, ratio_with_spread
 from ..reporting.styles import STYLE, add_title, new_panels
 
 VARIANT_COLORS = {
-    "reference": "#000000",
-    "float32": "#0072B2",
-    "float32, 32 at once": "#56B4E9",
-    "bfloat16": "#E69F00",
+    "reference": "#000000", "float32": "#0072B2", "float32, 32 at once": "#56B4E9", "bfloat16": "#E69F00",
     "bfloat16, 64 at once": "#B07A00",
 }
 PART_COLORS = {
-    "chain": "#0072B2",
-    "training pass": "#56B4E9",
-    "optimizer": "#009E73",
-    "buffer": "#E69F00",
-    "data": "#D55E00",
+    "chain": "#0072B2", "training pass": "#56B4E9", "optimizer": "#009E73", "buffer": "#E69F00", "data": "#D55E00",
     "bookkeeping": "#999999",
 }
 PRECISION_COLORS = {"float32": "#0072B2", "bfloat16": "#E69F00"}
@@ -49,12 +42,8 @@ def plot_ratios(
         names = [name for name in seconds if name != "reference"][::-1]
         ratios = np.array([ratio_with_spread(seconds["reference"], seconds[name]) for name in names])
         panel.barh(
-            names,
-            ratios[:, 0],
-            xerr=np.abs(ratios[:, 1:].T - ratios[:, 0]),
-            color=[VARIANT_COLORS[name] for name in names],
-            capsize=2,
-            error_kw={"linewidth": 0.8},
+            names, ratios[:, 0], xerr=np.abs(ratios[:, 1:].T - ratios[:, 0]),
+            color=[VARIANT_COLORS[name] for name in names], capsize=2, error_kw={"linewidth": 0.8},
         )
         for row, ratio in enumerate(ratios[:, 0]):
             panel.text(0.05, row, f"{ratio:.2f}x", color="white", va="center", fontweight="bold")
@@ -105,11 +94,7 @@ def plot_growth(
             (axes[1, column], "mebibytes", "memory of an iteration (MiB)"),
         ):
             panel.loglog(
-                rows["value"],
-                rows[name],
-                "o",
-                color="#0072B2",
-                markersize=4,
+                rows["value"], rows[name], "o", color="#0072B2", markersize=4,
                 label=f"measured, power {growth_exponent(rows['value'], rows[name]):.2f}",
             )
             if name == "seconds":
@@ -206,10 +191,7 @@ def plot_quality(
         for recipe, runs_of_it in curves.items():
             for number, evaluations in enumerate(runs_of_it):
                 panel.plot(
-                    evaluations["seconds"],
-                    evaluations[name],
-                    color=colors[recipe],
-                    lw=0.8,
+                    evaluations["seconds"], evaluations[name], color=colors[recipe], lw=0.8,
                     label=recipe if number == 0 else None,
                 )
         panel.axhline(goal, color="0.4", lw=0.8, ls="--")

@@ -81,8 +81,7 @@ def step_variants(
     def built() -> nn.Module: return build_network(network, 3, 10, named_generator(0, "weights"))
 
     plain, ours, half = (
-        built(),
-        built().to(memory_format=torch.channels_last),
+        built(), built().to(memory_format=torch.channels_last),
         built().to(torch.bfloat16, memory_format=torch.channels_last),
     )
     first = to_pixels(torch.from_numpy(random_images(batch, side).images))
@@ -140,9 +139,7 @@ def precision_errors(
 
 # %% ../../nbs/11_benchmarks/03_timings.ipynb #8d424cbb
 GROWTH: dict[str, tuple] = {
-    "steps": (2, 5, 10, 20),
-    "batch_size": (16, 32, 64, 128),
-    "image_size": (16, 24, 32, 48, 64),
+    "steps": (2, 5, 10, 20), "batch_size": (16, 32, 64, 128), "image_size": (16, 24, 32, 48, 64),
     "width": (8, 16, 32, 64),
 }
 _HALF = {"precision": "bfloat16", "images_at_once": None}
@@ -296,10 +293,7 @@ def growth_tasks(small: bool) -> Tasks:
     )
     # few images and many epochs: a worker that starts needs its data first, and that is not what is timed
     run = make_config(
-        "smoke" if small else "cpu",
-        "scenes",
-        regularizer="r+u",
-        regularizer_weight=0.2,
+        "smoke" if small else "cpu", "scenes", regularizer="r+u", regularizer_weight=0.2,
         **{} if small else {"train_images": 400, "validation_images": 100, "epochs": 40},
     )
     return {
@@ -321,10 +315,7 @@ def processor_features() -> dict[str, bool]:  # by name, as PyTorch calls them
 def timing_identity(networks: Sequence[str], repeats: int, small: bool = False) -> dict:
     "What names the record of a timing."
     return {
-        "revision": REVISION,
-        "networks": list(networks),
-        "repeats": repeats,
-        "small": small,
+        "revision": REVISION, "networks": list(networks), "repeats": repeats, "small": small,
         "processor": processor_features(),
     }
 

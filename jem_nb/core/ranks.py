@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-# %% ../../nbs/01_core/07_ranks.ipynb #d1600005
+# %% ../../nbs/01_core/07_ranks.ipynb #1bbaf722
 def _packed(state) -> bytes:
     file = io.BytesIO()
     torch.save(state, file)
@@ -28,7 +28,7 @@ def _packed(state) -> bytes:
 def _unpacked(content: bytes):
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
-
+# %% ../../nbs/01_core/07_ranks.ipynb #508507b3
 @dataclass(frozen=True)
 class Ranks:
     "Which of how many processes this one is. Alone, it says nothing to anybody, and every answer is its own."
@@ -119,7 +119,7 @@ class Ranks:
         "The network, whose gradients become those of all ranks together."
         return nn.parallel.DistributedDataParallel(network) if self.world > 1 else network
 
-
+# %% ../../nbs/01_core/07_ranks.ipynb #d1600005
 ALONE = Ranks()
 
 # %% ../../nbs/01_core/07_ranks.ipynb #d1600011

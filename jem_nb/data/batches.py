@@ -87,8 +87,7 @@ class Batches:
                 "ranks, or more labels"
             )
         self.ranks, self.images, self.labels = (
-            ranks,
-            images,
+            ranks, images,
             np.asarray(labels, dtype=np.int64) if labels.ndim == 1 else labels,
         )
         self.batch_size, self.seed, self.pad, self.flip, self.data_noise = batch_size, seed, pad, flip, data_noise

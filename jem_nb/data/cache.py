@@ -168,9 +168,7 @@ class Rows:
         while isinstance(whole.base, np.memmap):
             whole = whole.base
         place = (
-            file_checksum(self.base.filename),
-            self.base.ctypes.data - whole.ctypes.data,
-            self.base.strides,
+            file_checksum(self.base.filename), self.base.ctypes.data - whole.ctypes.data, self.base.strides,
             self.base.shape,
         )
         return hashlib.sha256(repr(place).encode() + np.ascontiguousarray(self.indices).tobytes()).digest()

@@ -106,10 +106,7 @@ def load_cifar10(
         else "not the official archive: its files and records were checked, its pixels cannot be"
     )
     provenance = {
-        "name": "CIFAR-10",
-        "source": archive.name,
-        "sha256": sha256,
-        "official": sha256 == OFFICIAL["sha256"],
+        "name": "CIFAR-10", "source": archive.name, "sha256": sha256, "official": sha256 == OFFICIAL["sha256"],
         "note": "subset, re-encoded from JPEG quality 75: not the original pixels"
         if sha256 == REENCODED_SHA256
         else note,

@@ -192,10 +192,7 @@ def load_eurosat(
     _refuse_undecodable(source, description["undecodable"], max_undecodable)  # an earlier call may have allowed more
     official = sha256 == OFFICIAL["sha256"]
     provenance = {
-        "name": "EuroSAT RGB",
-        "source": source.name,
-        "sha256": sha256,
-        "official": official,
+        "name": "EuroSAT RGB", "source": source.name, "sha256": sha256, "official": official,
         "note": "official archive"
         if official
         else "user's copy: names, counts by class and size of every image were checked",

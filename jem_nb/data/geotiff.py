@@ -67,17 +67,8 @@ def write_geotiff(
     try:
         with MemoryFile() as memory:
             with memory.open(
-                driver="GTiff",
-                count=count,
-                height=height,
-                width=width,
-                dtype=bands.dtype.name,
-                crs=crs,
-                transform=transform,
-                nodata=nodata,
-                compress="deflate",
-                interleave="band",
-                **colour,
+                driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype.name, crs=crs,
+                transform=transform, nodata=nodata, compress="deflate", interleave="band", **colour,
             ) as file:
                 file.write(bands)
                 for number, name in enumerate(descriptions or (), start=1):
@@ -116,22 +107,7 @@ def _check_path(path: str | Path) -> Path:
 
 # %% ../../nbs/02_data/06_geotiff.ipynb #6c6507b7
 _BYTES_OF_TYPE = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
+    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8,
 }  # TIFF 6.0 and BigTIFF
 
 

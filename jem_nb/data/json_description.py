@@ -34,10 +34,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number: expected a finite one")
 
 
-def read_object(
-    path: str | Path,
-    max_bytes: int = LARGEST_DESCRIPTION,
-) -> dict:
+def read_object(path: str | Path, max_bytes: int = LARGEST_DESCRIPTION) -> dict:
     "Read a file that holds one JSON object."
     path = Path(path)
     if not path.is_file():

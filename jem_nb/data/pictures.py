@@ -21,13 +21,8 @@ from .scene_painting import PIXEL_CLASSES, PIXEL_COLOURS
 
 # %% ../../nbs/02_data/17_pictures.ipynb #4bd03b23
 _ALIKE = {
-    "building": "buildings",
-    "vegetation": "trees",
-    "forest": "trees",
-    "background": "low vegetation",
-    "road": "roads",
-    "bare": "bare land",
-    "grass": "low vegetation",
+    "building": "buildings", "vegetation": "trees", "forest": "trees", "background": "low vegetation", "road": "roads",
+    "bare": "bare land", "grass": "low vegetation",
 }
 _SPARE = ("#CC79A7", "#56B4E9", "#999933", "#882255", "#44AA99", "#BBBBBB", "#332288", "#AA4499")
 

@@ -172,8 +172,7 @@ def town(
     streets = np.minimum(along % block, across % (1.4 * block)) < street
     buildings = (g.random((64, 64)) < built)[i, j] & (u % 1 < side_u[i, j]) & (v % 1 < side_v[i, j]) & ~streets
     paints = np.where(
-        buildings,
-        roofs[g.integers(len(roofs), size=(64, 64))[i, j]],
+        buildings, roofs[g.integers(len(roofs), size=(64, 64))[i, j]],
         grounds[g.integers(len(grounds), size=(64, 64))[i, j]],
     )
     return np.where(streets, canvas.paint("asphalt"), paints), buildings

@@ -86,7 +86,7 @@ def read_description(path: str | Path) -> TileDescription:  # with the whole pat
     description = from_object(TileDescription, read_object(path), str(path))
     return replace(description, source=str((path.parent / description.source).resolve()))
 
-# %% ../../nbs/02_data/04_tile_description.ipynb #7d3f9bfc
+# %% ../../nbs/02_data/04_tile_description.ipynb #cd07e994
 def _files(root: Path, pattern: str) -> list[Path]:
     "The rasters that a pattern finds, or that a folder holds."
     found = (root / pattern).iterdir() if (root / pattern).is_dir() else root.glob(pattern)
@@ -96,7 +96,7 @@ def _files(root: Path, pattern: str) -> list[Path]:
         if path.suffix.lower() in (".tif", ".tiff") and path.is_file() and not path.name.startswith(".")
     )
 
-
+# %% ../../nbs/02_data/04_tile_description.ipynb #7d3f9bfc
 def find_pairs(
     description: TileDescription,
     root: str | Path,  # the source's folder
@@ -144,12 +144,8 @@ def find_pairs(
 
 # %% ../../nbs/02_data/04_tile_description.ipynb #1f6c74d7
 _NAIP = TileDescription(
-    images="**/img/*.tif",
-    image_key="tile_(.*)",
-    labels="**/mask/*.tif",
-    label_key="mask_(.*)",
-    bands={"red": 1, "green": 2, "blue": 3, "nir": 4},
-    classes=("building", "vegetation", "bare land"),
+    images="**/img/*.tif", image_key="tile_(.*)", labels="**/mask/*.tif", label_key="mask_(.*)",
+    bands={"red": 1, "green": 2, "blue": 3, "nir": 4}, classes=("building", "vegetation", "bare land"),
     values={1: "building", 4: "vegetation", 3: "bare land"},
     licence="images: public domain (USDA); masks: none stated, never pass them on",
     cite="USDA NAIP; masks by yinx111, 2025",

@@ -200,17 +200,11 @@ def _cut_all(
         image = _read_image(description, image_path)
         _check_alike(image, first := first or image)
         planes = (
-            to_byte_range(image.pixels, ranges),
-            image.valid[None],
-            _read_labels(description, label_path, image)[None],
+            to_byte_range(image.pixels, ranges), image.valid[None], _read_labels(description, label_path, image)[None],
         )
         cut = [_cut(plane, tile_size) for plane in planes]
         grids[key] = [
-            image.transform.c,
-            image.transform.f,
-            image.transform.a,
-            image.transform.e,
-            *image.valid.shape[::-1],
+            image.transform.c, image.transform.f, image.transform.a, image.transform.e, *image.valid.shape[::-1],
         ]
         left_out["pixels_at_edges"] += image.valid.size - cut[1].size
         for row, column in np.ndindex(cut[1].shape[:2]):
@@ -235,12 +229,8 @@ def _cut_all(
     metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
     found |= {"names": names, "bounds": bounds, "places": places, "grids": grids}
     found |= {
-        "crs": first.crs,
-        "type": first.pixels.dtype.name,
-        "metres": round(metres, 4),
-        "range": ranges,
-        "rasters": len(pairs),
-        "left_out": left_out,
+        "crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges,
+        "rasters": len(pairs), "left_out": left_out,
     }
 
 # %% ../../nbs/02_data/13_tiles.ipynb #d14cab2a
@@ -291,9 +281,7 @@ def read_tiles(
 
     array, details = cached_array(entry, lambda: (cut(found := {}), found))
     provenance = {
-        "source": source.name,
-        "sha256": sha256,
-        "official": False,
+        "source": source.name, "sha256": sha256, "official": False,
         "note": "user's rasters: size, place, coordinate system and labels of each were checked",
         "licence": description.licence,
         "cite": description.cite,
@@ -310,14 +298,8 @@ def read_tiles(
         )
     )
     return Tiles(
-        array[:, :-1],
-        array[:, -1],
-        np.array(details["bounds"]),
-        details["crs"],
-        tuple(details["names"]),
-        np.array(details["places"]),
-        details["grids"],
-        provenance,
+        array[:, :-1], array[:, -1], np.array(details["bounds"]), details["crs"], tuple(details["names"]),
+        np.array(details["places"]), details["grids"], provenance,
     )
 
 # %% ../../nbs/02_data/13_tiles.ipynb #4d5b317a
@@ -345,7 +327,6 @@ def ground_pieces(
             names.append(key if max(columns, rows) <= side else f"{key}_{row}_{column}")
     raster, row, column = tiles.places.T
     return (
-        np.array(bounds),
-        tuple(names),
+        np.array(bounds), tuple(names),
         np.array(first)[raster] + row * size // side * np.array(wide)[raster] + column * size // side,
     )

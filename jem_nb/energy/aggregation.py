@@ -71,8 +71,7 @@ class Aggregation:
 TYPICAL_CORRELATION = 0.5  # of next neighbours in the energy maps of chains; only the growth of `effective` needs it
 TYPICAL_SHARE = ((1 - TYPICAL_CORRELATION) / (1 + TYPICAL_CORRELATION)) ** 2
 AGGREGATIONS = {
-    "sum": Aggregation(summed, growth=1.0),
-    "mean": Aggregation(averaged),
+    "sum": Aggregation(summed, growth=1.0), "mean": Aggregation(averaged),
     "effective": Aggregation(effective, growth=TYPICAL_SHARE, whole_batch=True),
     "smooth": Aggregation(smoothed_sum, "weight", 0.0, 1e6, growth=1.0),
     "pooling": Aggregation(pooled, "sharpness", 1e-3, 1e3),

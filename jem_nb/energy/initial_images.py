@@ -35,9 +35,7 @@ class ClassGaussians:
             self.axes.append(axes.reshape(-1, *mean.shape))
 
     def __call__(
-        self,
-        count: int,
-        generator: torch.Generator,
+        self, count: int, generator: torch.Generator,
         labels: Tensor | None = None,  # int64 [count]; None: classes at random
     ) -> Tensor:  # [count, C, H, W], within [-1, 1]
         "Draw images to start chains from."

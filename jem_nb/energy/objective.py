@@ -14,7 +14,7 @@ from .aggregation import aggregation_rule
 from .terms import AutocorrelationMatch, Classification, Joint, Marginal, Regularization, SharedPass, Term
 from .training_batch import TrainingBatch
 
-# %% ../../nbs/04_energy/13_objective.ipynb #6ab7f3ec
+# %% ../../nbs/04_energy/13_objective.ipynb #a0a8faa9
 @dataclass(frozen=True)
 class Losses:
     "The loss to descend on, and what it is made of."
@@ -22,7 +22,7 @@ class Losses:
     total: Tensor  # scalar with a graph
     parts: dict[str, float]  # loss, classification, generation, regularization, and what the terms measure
 
-
+# %% ../../nbs/04_energy/13_objective.ipynb #6ab7f3ec
 @dataclass(frozen=True)
 class Objective:
     "A weighted sum of terms."

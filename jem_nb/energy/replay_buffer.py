@@ -35,10 +35,7 @@ class ReplayBuffer:
                 "share it"
             )
         self.generator, self.reinit_probability, self.classes, self.start = (
-            generator,
-            reinit_probability,
-            classes,
-            start,
+            generator, reinit_probability, classes, start,
         )
         self.overwritten: deque[tuple[Tensor, Tensor]] = deque(maxlen=0)  # slots and what was in them, see `remember`
         self.puts = 0  # how often chains were written back
@@ -64,8 +61,7 @@ class ReplayBuffer:
         return torch.rand(shape, generator=self.generator, device=self.generator.device).mul_(2).sub_(1)
 
     def draw(
-        self,
-        count: int,
+        self, count: int,
         labels: Tensor | None = None,  # int64 [count]: the class of each chain; needs `classes`
         # start some chains afresh; False: images as they are, for an iteration in which no chain walks
         restart: bool = True,
@@ -134,11 +130,8 @@ class ReplayBuffer:
     def state_dict(self) -> dict:
         "Everything that a continuation needs: the images and the generator's state."
         return {
-            "images": self.images.clone(),
-            "generator": self.generator.get_state(),
-            "puts": self.puts,
-            "walked": self.walked.clone(),
-            "overwritten": list(self.overwritten),
+            "images": self.images.clone(), "generator": self.generator.get_state(), "puts": self.puts,
+            "walked": self.walked.clone(), "overwritten": list(self.overwritten),
         }
 
     def load_state_dict(self, state: dict) -> None:

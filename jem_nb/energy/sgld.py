@@ -76,8 +76,7 @@ class Sampler(Protocol):
         return Chain(x, norm, (x - start).square().mean().sqrt().item())
 
     def sample(
-        self,
-        network: nn.Module,
+        self, network: nn.Module,
         x: Tensor,  # where the chains start, `[B, C, H, W]`
         generators: Generators,
         labels: Tensor | None = None,  # classes of the chains, for E(x, y); None: E(x)

@@ -66,8 +66,7 @@ class Attack:
     through: bool = False
 
     def __call__(
-        self,
-        network: nn.Module,
+        self, network: nn.Module,
         images: Tensor,  # `[B, C, H, W]`, pixels in [-1, 1]
         labels: Tensor,  # int64 `[B]`
         generator: torch.Generator,

@@ -24,11 +24,7 @@ from ..networks.precision import device_of, evaluating, working_precision
 
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #67ceeff2
 def logits_of_batches(
-    network: nn.Module,
-    images: np.ndarray,
-    seed: int,
-    data_noise: float,
-    precision: str,
+    network: nn.Module, images: np.ndarray, seed: int, data_noise: float, precision: str,
     batch_size: int,  # as in `evaluate`
 ) -> Iterator[tuple[slice, Tensor]]:  # which images, and their logits, float32 on the CPU
     "What the network says of images with the noise of evaluation, batch after batch."
@@ -90,11 +86,8 @@ def pixel_scores(
     "The scores of a segmentation network from its sums over all batches."
     iou = [None if np.isnan(value) else float(value) for value in intersection_over_union(matrix)]
     scores = {
-        "accuracy": pixel_accuracy(matrix),
-        "loss": cross_entropy / int(matrix.sum()),
-        "ece": expected_calibration_error(sums),
-        "miou": mean_iou(matrix),
-        "iou": iou,
+        "accuracy": pixel_accuracy(matrix), "loss": cross_entropy / int(matrix.sum()),
+        "ece": expected_calibration_error(sums), "miou": mean_iou(matrix), "iou": iou,
     }
     return {f"validation_{name}": value for name, value in scores.items()}
 

@@ -123,8 +123,7 @@ def calibration(subject: Subject) -> dict:  # JSON types
         for name, some in versions.items()
     }
     return scores | {
-        "diagrams": diagrams,
-        "confidence": said,
+        "diagrams": diagrams, "confidence": said,
         "right": "".join("01"[right] for right in (kept[:1000].argmax(1) == known[:1000]).tolist()),
     }
 
@@ -229,9 +228,7 @@ def attacks(
             right = _withstood(subject, x, labels, norm, radius, steps)
             rows += [
                 {
-                    "norm": norm,
-                    "radius": five_digits(radius),
-                    "defence": defence,
+                    "norm": norm, "radius": five_digits(radius), "defence": defence,
                     "accuracy": 100 * right[defence].double().mean().item(),
                 }
                 for defence in DEFENCES
@@ -300,11 +297,8 @@ def sample_kinds(
         ).cpu(), None if labels is None else labels.cpu()
 
     return {
-        "buffer": (kept.cpu(), None),
-        "noise": drawn(long, fresh),
-        "noise, short": drawn(short, fresh),
-        "class, buffer": drawn(short, of_classes, asked),
-        "class, noise": drawn(long, fresh, asked),
+        "buffer": (kept.cpu(), None), "noise": drawn(long, fresh), "noise, short": drawn(short, fresh),
+        "class, buffer": drawn(short, of_classes, asked), "class, noise": drawn(long, fresh, asked),
         "class, noise, guided": drawn(long, fresh, asked, 1.0),
     }
 
@@ -325,9 +319,7 @@ def generation(
     noisy = subject.pixels(subject.validation.images[:count], "noisy").cpu()
     uniform = torch.rand(validation[:count].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     kinds = {
-        "floor": (validation[:count], known[:count]),
-        "floor, with noise": (noisy, None),
-        "ceiling": (uniform, None),
+        "floor": (validation[:count], known[:count]), "floor, with noise": (noisy, None), "ceiling": (uniform, None),
     } | sample_kinds(subject, count, steps)
     answers = {
         name: _judged(*kind, judge, features, real, (validation[count:], known[count:]), pupil_iterations)
@@ -348,19 +340,13 @@ def generation(
 
 # %% ../../nbs/05_evaluation/09_final_evaluations.ipynb #29686e9a
 def _judged(
-    samples: Tensor,
-    asked: Tensor | None,
-    judge: nn.Module,
-    features: Tensor,
-    real: Tensor,
-    tests: tuple[Tensor, Tensor],
-    iterations: int,
+    samples: Tensor, asked: Tensor | None, judge: nn.Module, features: Tensor, real: Tensor,
+    tests: tuple[Tensor, Tensor], iterations: int,
 ) -> dict:
     samples = samples.clamp(-1, 1)  # as they are shown
     own, (nearest, second) = judged_features(judge, samples), nearest_images(samples, real, 2)[1].T
     scores = {
-        "kid": kernel_distance(own, features),
-        "fd": frechet_distance(own, features),
+        "kid": kernel_distance(own, features), "fd": frechet_distance(own, features),
         "copies": 100 * (nearest < second / 2).double().mean().item(),
     }
     scores |= {f"nearest_{percent}": nearest.quantile(percent / 100).item() for percent in (1, 5, 25, 50)}

@@ -80,10 +80,8 @@ def image_scores(
             )
             parts.append(
                 [
-                    -energy.detach(),
-                    logits.detach().double().softmax(1).max(1).values,
-                    -gradient.flatten(1).norm(dim=1),
-                    -distance,
+                    -energy.detach(), logits.detach().double().softmax(1).max(1).values,
+                    -gradient.flatten(1).norm(dim=1), -distance,
                 ]
             )
     return {name: torch.cat(values).double().cpu().numpy() for name, values in zip(SCORES, zip(*parts))}

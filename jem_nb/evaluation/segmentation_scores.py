@@ -38,10 +38,7 @@ def accuracies_of_few(
 
 # %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #331ed1f9
 def segmentation_scores(
-    network: nn.Module,
-    validation: ImageDataset,
-    seed: int,
-    data_noise: float = 0.03,
+    network: nn.Module, validation: ImageDataset, seed: int, data_noise: float = 0.03,
     precision: str = "float32",  # as in `evaluate`
 ) -> dict:  # JSON types
     """Confusion matrices, of all and by block of ground, F1 by class, intervals over blocks, and what so few tiles as 5
@@ -67,14 +64,11 @@ def segmentation_scores(
     )
     f1 = [None if np.isnan(value) else five_digits(float(value)) for value in f1_scores(matrices.sum(0))]
     return {
-        "confusion": matrices.sum(0).tolist(),
-        "f1": f1,
-        **intervals,
-        "by_block": by_block,
+        "confusion": matrices.sum(0).tolist(), "f1": f1, **intervals, "by_block": by_block,
         "accuracy_of_few": {str(count): accuracies_of_few(matrices, count, seed) for count in (5, 20)},
     }
 
-# %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #d0f9c659
+# %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #864ccc70
 def _pixels(images: np.ndarray | Rows, size: int = 100) -> Iterator[Tensor]:  # floating point, in the range of pixels
     return (to_pixels(torch.from_numpy(np.ascontiguousarray(part))) for part in chunks(images[:1000], size))
 
@@ -87,7 +81,7 @@ def _noise_like(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     generator = named_generator(0, "yardstick")
     return (torch.rand(part.shape, generator=generator) * 2 - 1 for part in parts)
 
-
+# %% ../../nbs/05_evaluation/05_segmentation_scores.ipynb #d0f9c659
 def correlograms(samples: Tensor, train: ImageDataset, validation: ImageDataset, lags: int = 16) -> dict:  # JSON types
     """Moran's I at growing lags, of samples and of training images, and how far the two are apart, None where samples
     are not finite; beside yardsticks."""

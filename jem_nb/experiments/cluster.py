@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class ClusterError(RuntimeError):
     "There is no cluster at an address, or one that would give other results."
 
-# %% ../../nbs/07_experiments/11_cluster.ipynb #c1a50009
+# %% ../../nbs/07_experiments/11_cluster.ipynb #d319b032
 def _require_same(client: "Client") -> None:
     "Raise ClusterError where a worker is not as this process is."
     wrong, ours = [], fingerprint()
@@ -64,7 +64,7 @@ def _require_same(client: "Client") -> None:
             "fills it; start them with dask worker --nthreads 1, and --nworkers for several"
         )
 
-
+# %% ../../nbs/07_experiments/11_cluster.ipynb #c1a50009
 def send_away(wrong: str) -> None:
     """On a worker that came later and is not as it should be: tell whoever waits, and leave, for what it took would go
     wrong one after the other."""
@@ -115,14 +115,14 @@ def cluster_size(address: str) -> int:  # workers that are there now
     with cluster(address) as client:
         return max(1, len(client.nthreads()))  # one that adapts itself may have sent all away again
 
-# %% ../../nbs/07_experiments/11_cluster.ipynb #c1a50011
+# %% ../../nbs/07_experiments/11_cluster.ipynb #9626dfd7
 def free_port() -> int:
     "A port of this machine that nobody listens on."
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
 
-
+# %% ../../nbs/07_experiments/11_cluster.ipynb #c1a50011
 class LocalCluster:
     """A Dask scheduler and workers of one thread on this machine, as processes that can be killed. `end` ends them, or
     the usual end of this process."""
@@ -141,14 +141,8 @@ class LocalCluster:
         "One worker more, which is the caller's."
         return self._started(
             [
-                "worker",
-                self.address,
-                "--nthreads",
-                "1",
-                "--no-nanny",
-                "--local-directory",
-                tempfile.mkdtemp(dir=self.folder),
-                *options,
+                "worker", self.address, "--nthreads", "1", "--no-nanny", "--local-directory",
+                tempfile.mkdtemp(dir=self.folder), *options,
             ],
             environment,
         )

@@ -92,25 +92,11 @@ def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConf
     "Raise ValueError where ways of saving work do not go together, or with the loop."
     if config.loop == "reference":
         plain = {
-            "precision": "float32",
-            "classification_weight": 1.0,
-            "marginal_weight": 1.0,
-            "joint_weight": 0.0,
-            "class_conditional": False,
-            "chain_clamp": None,
-            "gradient_clamp": None,
-            "chains_per_image": 1.0,
-            "walk_every": 1,
-            "first_steps": None,
-            "coarse_epochs": 0,
-            "images_at_once": None,
-            "moves": 1,
-            "generation_loss": "contrastive",
-            "sharpness": 0.0,
-            "plain_marginal": False,
-            "labels_percent": 100.0,
-            "feedback": "none",
-            "restarts": 0,
+            "precision": "float32", "classification_weight": 1.0, "marginal_weight": 1.0, "joint_weight": 0.0,
+            "class_conditional": False, "chain_clamp": None, "gradient_clamp": None, "chains_per_image": 1.0,
+            "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1,
+            "generation_loss": "contrastive", "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0,
+            "feedback": "none", "restarts": 0,
         }
         for name, value in plain.items():
             if getattr(config, name) != value:
@@ -206,14 +192,8 @@ def check_segmentation(config: Any) -> None:  # of `07_experiments/08_config`, a
     if maps:
         check_size((config.image_size, config.image_size), find_family(config.network)[0].stride)
         others = {
-            "joint_weight": 0.0,
-            "class_conditional": False,
-            "coarse_epochs": 0,
-            "start": "noise",
-            "loop": "one_pass",
-            "without_classes": (),
-            "probes": (),
-            "feedback": "none",
+            "joint_weight": 0.0, "class_conditional": False, "coarse_epochs": 0, "start": "noise", "loop": "one_pass",
+            "without_classes": (), "probes": (), "feedback": "none",
         }
         if config.dice_weight or config.autocorrelation_weight or whole_batch(config.aggregation):
             others |= {"images_at_once": None}

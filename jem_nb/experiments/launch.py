@@ -65,8 +65,7 @@ class RankError(RuntimeError):
 
 
 def launch(
-    config: RunConfig,
-    experiment: str,
+    config: RunConfig, experiment: str,
     root: str | Path | None = None,  # reports/runs if None
     progress: bool = True,
 ) -> dict:  # the record
@@ -78,27 +77,15 @@ def launch(
     require_writable(folder)
     planned = config.epochs * config.iterations_per_epoch
     with (
-        TemporaryDirectory() as place,
-        open(Path(place) / "said", "w+") as said,
+        TemporaryDirectory() as place, open(Path(place) / "said", "w+") as said,
         tqdm(total=planned, unit="iteration", disable=not progress) as bar,
     ):
         path = write_json(Path(place) / "config.json", config.as_json())
         # in a session of its own, so that Ctrl-C reaches the ranks once, from here; a second one would end them at once
         process = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(config.ranks),
-                "-m",
-                "jem_nb.experiments.launch",
-                str(path),
-                "--experiment",
-                experiment,
-                "--runs",
-                str(root),
+                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(config.ranks),
+                "-m", "jem_nb.experiments.launch", str(path), "--experiment", experiment, "--runs", str(root),
             ],
             stdout=said,
             stderr=said,

@@ -10,34 +10,24 @@ from ..core.messages import did_you_mean
 from ..data.datasets import has_maps, splits_of
 from .config import PARTS, RunConfig
 
-# %% ../../nbs/07_experiments/09_presets.ipynb #81580587
+# %% ../../nbs/07_experiments/09_presets.ipynb #47324126
 _CPU = {
-    "network": "convnet-16",
-    "steps": 5,
-    "batch_size": 32,
-    "buffer_size": 1000,
-    "epochs": 10,
-    "learning_rate": 1e-3,
-    "warmup_iterations": 0,
-    "decay_epochs": (),
+    "network": "convnet-16", "steps": 5, "batch_size": 32, "buffer_size": 1000, "epochs": 10, "learning_rate": 1e-3,
+    "warmup_iterations": 0, "decay_epochs": (),
 }
 # chosen by exp_stabilizers
 STABLE = {"generation_loss": "bounded", "chain_clamp": 1.0, "gradient_clamp": 1.0, "marginal_weight": 0.1}
 # a step with which chains move as far as a classifier's
 _MAPS = {"aggregation": "mean", "step_size": 0.01, "chain_clamp": 1.0, "spread_bound": 5.0}
+
+# %% ../../nbs/07_experiments/09_presets.ipynb #d81a72a1
 # fields by preset and data set; "*" for all, "maps" for those with a label for each pixel
 PRESETS: dict[str, dict[str, dict]] = {
     "smoke": {
         "*": _CPU
         | {
-            "network": "convnet-4",
-            "image_size": 16,
-            "train_images": 96,
-            "validation_images": 40,
-            "batch_size": 16,
-            "steps": 2,
-            "buffer_size": 50,
-            "epochs": 2,
+            "network": "convnet-4", "image_size": 16, "train_images": 96, "validation_images": 40, "batch_size": 16,
+            "steps": 2, "buffer_size": 50, "epochs": 2,
         },
         "maps": _MAPS | {"network": "unet-4"},
     },
@@ -46,22 +36,19 @@ PRESETS: dict[str, dict[str, dict]] = {
         "scenes": {"image_size": 16, "train_images": 1600, "validation_images": 500},
         "maps": _MAPS
         | {
-            "network": "unet-8",
-            "image_size": 32,
-            "train_images": 1600,
-            "validation_images": 500,
-            "batch_size": 16,
+            "network": "unet-8", "image_size": 32, "train_images": 1600, "validation_images": 500, "batch_size": 16,
             "epochs": 10,
         },
     },
     "paper": {
-        "*": {},
-        "scenes": {"train_images": 22000},
+        "*": {}, "scenes": {"train_images": 22000},
         "cifar10": {"image_size": 32, "train_images": 50000, "validation_images": 10000},
         "maps": _MAPS
         | {"network": "wrn-28-10-unet", "image_size": 128, "train_images": 2000, "validation_images": 500},
     },
 }
+
+# %% ../../nbs/07_experiments/09_presets.ipynb #81580587
 # chains of maps are clamped anyway
 STABLE_MAPS = {name: STABLE[name] for name in ("generation_loss", "marginal_weight")}
 PRESETS["stable"] = PRESETS["cpu"] | {

@@ -56,20 +56,10 @@ def build_trainer(
     network = network.to(device, memory_format=torch.channels_last)
     buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
-        network=network,
-        objective=config.objective(),
-        sampler=config.sampler(),
-        buffer=buffer,
+        network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
         batches=Batches(
-            train.images,
-            train.labels,
-            config.batch_size,
-            config.seed,
-            config.pad,
-            config.flip,
-            config.data_noise,
-            known_labels(config, train),
-            ranks,
+            train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise,
+            known_labels(config, train), ranks,
         ),
         validation=lambda network: (
             evaluate(

@@ -28,15 +28,8 @@ def load_data(
     "The images that a configuration asks for, or all that there are."
     numbers = (None, None) if everything else (config.train_images, config.validation_images)
     return load_dataset(
-        config.dataset,
-        config.image_size,
-        config.split,
-        *numbers,
-        config.data_seed,
-        without=config.without_classes,
-        tile_size=config.tile_size,
-        block_size=config.block_size,
-        buffer=config.buffer_distance,
+        config.dataset, config.image_size, config.split, *numbers, config.data_seed, without=config.without_classes,
+        tile_size=config.tile_size, block_size=config.block_size, buffer=config.buffer_distance,
         block_seed=config.block_seed,
     )
 

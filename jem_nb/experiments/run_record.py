@@ -31,30 +31,15 @@ from ..training.divergence import side_that_ran
 from ..training.restart import Restart
 from ..training.trainer import Trainer
 
-# %% ../../nbs/07_experiments/13_run_record.ipynb #4eac8071
+# %% ../../nbs/07_experiments/13_run_record.ipynb #019ac7fb
 HISTORY = (
-    "energy_real",
-    "energy_generated",
-    "gap",
-    "loss",
-    "classification",
-    "chain_gradient",
-    "chain_movement",
-    "pixels_outside_percent",
-    "spread",
-    "implausibility",
-    "implausible_percent",
-    "feedback_weight",
+    "energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement",
+    "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight",
 )
 
-
+# %% ../../nbs/07_experiments/13_run_record.ipynb #4eac8071
 def make_record(
-    config: RunConfig,
-    experiment: str,
-    trainer: Trainer,
-    history: History,
-    restart: Restart,
-    train: ImageDataset,
+    config: RunConfig, experiment: str, trainer: Trainer, history: History, restart: Restart, train: ImageDataset,
     validation: ImageDataset,
 ) -> tuple[dict, bytes]:  # JSON types, and a picture of samples
     "What is kept of a finished run."
@@ -67,17 +52,13 @@ def make_record(
         to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:2]))).to(samples), trainer.epoch
     )
     diverged = {
-        "iteration": trainer.iteration,
-        "epoch": trainer.epoch,
+        "iteration": trainer.iteration, "epoch": trainer.epoch,
         "side": side_that_ran(history.rows, 100.0 * config.energy_scale),
         "reason": trainer.stopped,
     }
     record = (
         {
-            "run_id": config.run_id,
-            "experiment": experiment,
-            "identity": config.identity,
-            "config": config.as_json(),
+            "run_id": config.run_id, "experiment": experiment, "identity": config.identity, "config": config.as_json(),
             "status": "diverged" if trainer.stopped else "completed",
             "diverged_at": diverged if trainer.stopped else None,
             "iterations": trainer.iteration,
@@ -117,13 +98,7 @@ def answers(
 ) -> tuple[dict, dict[str, Tensor]]:  # JSON types, and pictures by name; empty for a run that diverged
     "What the trained network says to the probes of its configuration."
     subject = Subject(
-        trainer.evaluated,
-        trainer.sampler,
-        trainer.buffer,
-        train,
-        validation,
-        config.seed,
-        config.noise_of_evaluation,
+        trainer.evaluated, trainer.sampler, trainer.buffer, train, validation, config.seed, config.noise_of_evaluation,
         config.precision,
     )
     found = {}

@@ -34,17 +34,16 @@ from .run import run
 from .run_data import load_data
 from ..training.watch_and_history import iterations_done
 
-# %% ../../nbs/07_experiments/18_sweep.ipynb #cd19865b
+# %% ../../nbs/07_experiments/18_sweep.ipynb #c7f0065c
 BAR = "{desc}: {percentage:3.0f} % of the work |{bar}| {elapsed} elapsed, {remaining} left"
 
 
 class SweepError(RuntimeError):
     "Some runs of a sweep crashed; all others are finished and their records are kept."
 
-
+# %% ../../nbs/07_experiments/18_sweep.ipynb #cd19865b
 def sweep(
-    configs: Sequence[RunConfig],
-    experiment: str,
+    configs: Sequence[RunConfig], experiment: str,
     root: str | Path | None = None,  # reports/runs if None
     executor: Executor | None = None,  # None: a pool of processes on this machine
     workers: int = 0,  # processes of that pool; 0: see `default_workers`
@@ -86,18 +85,9 @@ def sweep(
 def config_data(config: RunConfig) -> tuple:
     "What the images of a run depend on."
     return (
-        config.dataset,
-        config.image_size,
-        config.split,
-        config.train_images,
-        config.validation_images,
-        config.data_seed,
-        config.without_classes,
-        config.tile_size,
-        config.block_size,
-        config.buffer_distance,
-        config.block_seed,
-        config.probes,
+        config.dataset, config.image_size, config.split, config.train_images, config.validation_images,
+        config.data_seed, config.without_classes, config.tile_size, config.block_size, config.buffer_distance,
+        config.block_seed, config.probes,
     )
 
 
@@ -123,7 +113,7 @@ def _run_in_worker(config: RunConfig, experiment: str, root) -> dict:
 # what takes a run, what it does there, and what makes a record of the answer
 Place = tuple[Executor, Callable[..., dict], Callable[[dict, RunConfig], dict]]
 
-# %% ../../nbs/07_experiments/18_sweep.ipynb #859f40a7
+# %% ../../nbs/07_experiments/18_sweep.ipynb #3addea82
 @contextmanager
 def _pool(workers: int) -> Iterator[Place]:
     "Processes of this machine."
@@ -135,7 +125,7 @@ def _pool(workers: int) -> Iterator[Place]:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-
+# %% ../../nbs/07_experiments/18_sweep.ipynb #859f40a7
 def _compute(
     configs: list[RunConfig], experiment: str, root, executor: Executor | None, workers: int, scheduler: str, bar: tqdm
 ) -> tuple[dict, list[str]]:
@@ -162,8 +152,7 @@ def _compute(
         further = {name: now for name, now in _under_way(lost, experiment, root).items() if now > furthest[name]}
         furthest |= further
         done, failures, barren = (
-            done | some,
-            failures + crashed,
+            done | some, failures + crashed,
             2 if executor else 0 if some or further else barren + 1,
         )
     what = "the scheduler went away" if scheduler else "its worker died"

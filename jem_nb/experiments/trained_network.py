@@ -74,15 +74,8 @@ def load_network(path: str | Path) -> TrainedNetwork:
         network.load_state_dict(tensors, assign=True)
         network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         return TrainedNetwork(
-            network,
-            config,
-            classes,
-            bands,
-            pixels,
-            tuple(description["fill"]),
-            tuple(description["energies"]),
-            description["data"],
-            str(description["run_id"]),
+            network, config, classes, bands, pixels, tuple(description["fill"]), tuple(description["energies"]),
+            description["data"], str(description["run_id"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(

@@ -50,9 +50,7 @@ class LivePanel(Panel):
         )
         self.button.on_click(self.clicked)
         self.widget.children = (
-            self.widget.children[0],
-            widgets.HBox([self.button, self.bar]),
-            *self.widget.children[1:],
+            self.widget.children[0], widgets.HBox([self.button, self.bar]), *self.widget.children[1:],
         )
 
     def work(self, report: Callable[[float], bool]) -> None:
@@ -170,9 +168,7 @@ class ChainPanel(LivePanel):
         step, images, energies = self.frames[-1 if self.walking else min(self.frame.value, len(self.frames) - 1)]
         frames = list(self.frames)  # the thread that walks appends to it
         curve.plot(
-            [frame[0] for frame in frames],
-            torch.stack([frame[2] for frame in frames]).numpy(),
-            color=GENERATED,
+            [frame[0] for frame in frames], torch.stack([frame[2] for frame in frames]).numpy(), color=GENERATED,
             linewidth=0.7,
         )
         curve.axvline(step, color=CHOSEN)
@@ -217,15 +213,10 @@ class TrainingPanel(LivePanel):
     def __init__(self, epochs: int = 20, **fields):  # of `RunConfig`, other than the usual ones here
         self.history, self.trainer, self.outcomes = History(), None, []
         self.usual = {
-            "network": "convnet-8",
-            "train_images": 320,
-            "buffer_size": 200,
-            "epochs": epochs,
-            "evaluate_every": 5,
+            "network": "convnet-8", "train_images": 320, "buffer_size": 200, "epochs": epochs, "evaluate_every": 5,
         } | fields
         super().__init__(
-            "Train",
-            alpha=slider("alpha", 0.0, 1.0, 0.0, 0.05),
+            "Train", alpha=slider("alpha", 0.0, 1.0, 0.0, 0.05),
             steps=widgets.IntSlider(2, min=1, max=20, description="steps", continuous_update=False),
             rate=widgets.FloatLogSlider(0.003, min=-4, max=-1, step=0.1, description="rate", continuous_update=False),
             cure=choice_of("stabiliser", list(CURES)),
@@ -238,10 +229,7 @@ class TrainingPanel(LivePanel):
     def config(self) -> RunConfig:
         regularizer = {"regularizer": "r+u", "regularizer_weight": self.alpha.value} if self.alpha.value else {}
         return make_config(
-            "smoke",
-            "scenes",
-            steps=self.steps.value,
-            learning_rate=self.rate.value,
+            "smoke", "scenes", steps=self.steps.value, learning_rate=self.rate.value,
             **self.usual | regularizer | CURES[self.cure.value],
         )
 

@@ -163,10 +163,7 @@ class RunPanel(Panel):
         for (name, values), color in zip(scores.items(), CASE_COLORS):
             if values[0] is not None:
                 accuracy.plot(
-                    [entry["epoch"] for entry in record["evaluations"]],
-                    np.array(values, float),
-                    ".-",
-                    color=color,
+                    [entry["epoch"] for entry in record["evaluations"]], np.array(values, float), ".-", color=color,
                     label=name.replace("miou", "mean IoU"),
                 )
         for panel, title in ((energies, "energy"), (gaps, "gap $E(x) - E(x')$")):
@@ -189,7 +186,7 @@ class RunPanel(Panel):
         )
         return figure
 
-# %% ../../nbs/10_explore/01_panels.ipynb #3c0bac22
+# %% ../../nbs/10_explore/01_panels.ipynb #d6df293c
 LARGEST_SET = 500  # images that are looked through; more would keep people waiting
 
 
@@ -206,7 +203,7 @@ def finished_network(
     trained = load_network(path)
     return trained, load_data(trained.config)[1]
 
-
+# %% ../../nbs/10_explore/01_panels.ipynb #3c0bac22
 def looked_through(trained: TrainedNetwork, validation: ImageDataset) -> dict[str, np.ndarray]:  # each [N]
     "Energy, confidence and error (in percent) of each image, and the class that is seen in most of it."
     images, labels = validation.images[:LARGEST_SET], torch.from_numpy(np.asarray(validation.labels[:LARGEST_SET]))
@@ -233,16 +230,14 @@ def looked_through(trained: TrainedNetwork, validation: ImageDataset) -> dict[st
         "seen": seen.numpy(),
     }
 
-# %% ../../nbs/10_explore/01_panels.ipynb #85cce788
+# %% ../../nbs/10_explore/01_panels.ipynb #57410537
 ORDERS = {
-    "lowest energy": lambda of: of["energy"],
-    "highest energy": lambda of: -of["energy"],
-    "most confident": lambda of: -of["confidence"],
-    "least confident": lambda of: of["confidence"],
+    "lowest energy": lambda of: of["energy"], "highest energy": lambda of: -of["energy"],
+    "most confident": lambda of: -of["confidence"], "least confident": lambda of: of["confidence"],
     "worst errors": lambda of: -of["error"] * of["confidence"],
 }
 
-
+# %% ../../nbs/10_explore/01_panels.ipynb #85cce788
 class ImagesPanel(Panel):
     "Validation images in the order of a measure, and where they lie among all others."
 
@@ -275,13 +270,8 @@ class ImagesPanel(Panel):
                 self.of["energy"][kind], self.of["confidence"][kind], ".", color=color, markersize=3, label=label
             )
         scatter.plot(
-            self.of["energy"][chosen],
-            self.of["confidence"][chosen],
-            "o",
-            color="#000000",
-            markersize=6,
-            fillstyle="none",
-            label="shown here",
+            self.of["energy"][chosen], self.of["confidence"][chosen], "o", color="#000000", markersize=6,
+            fillstyle="none", label="shown here",
         )
         scatter.set(xlabel="energy $E(x)$ (nats)", ylabel="confidence (%)", title=f"{len(wrong)} validation images")
         scatter.legend(loc="lower left")
@@ -341,10 +331,7 @@ class LandscapePanel(Panel):
         probabilities = probabilities.reshape(1, len(self.trained.classes), -1).mean(2)[0].numpy()
         figure, ((plane, picture, classes),) = new_panels(1, 3, (9, 2.8), width_ratios=(1.3, 1, 1.2))
         drawn = plane.contourf(
-            self.landscape["a"],
-            self.landscape["b"],
-            np.array(self.landscape["energy"], float),
-            levels=20,
+            self.landscape["a"], self.landscape["b"], np.array(self.landscape["energy"], float), levels=20,
             cmap="viridis",
         )
         figure.colorbar(drawn, ax=plane, label="$E(x)$ (nats)")

@@ -23,14 +23,14 @@ from .windows import lay_out
 from .write_map import COMPRESSIONS, write_map
 from ..training.checkpoint import CheckpointError
 
-# %% ../../nbs/09_maps/06_command.ipynb #06ca3565
+# %% ../../nbs/09_maps/06_command.ipynb #fb490949
 def _band_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas, such as 4,1,2") from None
 
-
+# %% ../../nbs/09_maps/06_command.ipynb #06ca3565
 def make_parser() -> argparse.ArgumentParser:
     "What the command line understands."
     parser = argparse.ArgumentParser(
@@ -43,28 +43,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or its weights.safetensors")
     parser.add_argument(
-        "raster",
-        metavar="IN.tif",
+        "raster", metavar="IN.tif",
         help="GeoTIFF with a coordinate system; bands are found by their names, else taken in order",
     )
     parser.add_argument("output", metavar="OUT.tif", help="the map")
     parser.add_argument(
-        "--bands",
-        type=_band_numbers,
-        metavar="N,N,...",
+        "--bands", type=_band_numbers, metavar="N,N,...",
         help="which bands of IN.tif the network sees, from 1, in its order",
     )
     parser.add_argument(
-        "--kept",
-        type=float,
-        default=95.0,
-        metavar="PERCENT",
+        "--kept", type=float, default=95.0, metavar="PERCENT",
         help="share of the validation data that counts as in distribution (%(default)g)",
     )
     parser.add_argument(
-        "--window",
-        type=int,
-        metavar="PIXELS",
+        "--window", type=int, metavar="PIXELS",
         help="pixels along the side of a window; larger ones need more memory (chosen for the network)",
     )
     parser.add_argument(
@@ -72,9 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--any-resolution", action="store_true", help="take pixels of any size for those of training")
     parser.add_argument(
-        "--compression",
-        choices=COMPRESSIONS,
-        default="zstd",
+        "--compression", choices=COMPRESSIONS, default="zstd",
         help="of OUT.tif: zstd, or deflate for programs that do not read zstd (%(default)s)",
     )
     parser.add_argument(

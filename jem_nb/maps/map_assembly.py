@@ -56,16 +56,8 @@ def assemble(job: MapJob) -> None:
             with rasterio.open(listed, "r+") as parts:
                 parts.update_tags(**job.tags)
             rasterio.shutil.copy(
-                listed,
-                temporary,
-                driver="COG",
-                compress=job.compression,
-                level=1,
-                predictor="floating_point",
-                blocksize=BLOCK,
-                resampling="nearest",
-                bigtiff="if_safer",
-                num_threads="ALL_CPUS",
+                listed, temporary, driver="COG", compress=job.compression, level=1, predictor="floating_point",
+                blocksize=BLOCK, resampling="nearest", bigtiff="if_safer", num_threads="ALL_CPUS",
             )
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())

@@ -78,16 +78,8 @@ def _write_part(path: Path, layers: np.ndarray) -> None:
     temporary = path.with_suffix(".tmp")
     count, height, width = layers.shape
     profile = {
-        "driver": "GTiff",
-        "count": count,
-        "height": height,
-        "width": width,
-        "dtype": "float32",
-        "nodata": np.nan,
-        "compress": "zstd",
-        "zstd_level": 1,
-        "interleave": "band",
-        "transform": Affine(1, 0, 0, 0, -1, 1),
+        "driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "float32", "nodata": np.nan,
+        "compress": "zstd", "zstd_level": 1, "interleave": "band", "transform": Affine(1, 0, 0, 0, -1, 1),
     }
     # many rows at once are read faster
     with (

@@ -35,7 +35,7 @@ def _classes(trained: TrainedNetwork) -> list[dict]:
         for number, (name, colour) in enumerate(zip(trained.classes, colours))
     ]
 
-# %% ../../nbs/09_maps/05_stac_item.ipynb #c7ef9ee0
+# %% ../../nbs/09_maps/05_stac_item.ipynb #3d622b72
 def model_properties(trained: TrainedNetwork) -> dict:  # JSON types, with the prefix mlm:
     "What MLM says of a network."
     meaning, network = trained.pixels, trained.network
@@ -54,13 +54,10 @@ def model_properties(trained: TrainedNetwork) -> dict:  # JSON types, with the p
         "mlm:pretrained_source": None,
         "mlm:input": [
             {
-                "name": f"{len(trained.bands)} bands",
-                "bands": list(trained.bands),
-                "resize_type": None,
+                "name": f"{len(trained.bands)} bands", "bands": list(trained.bands), "resize_type": None,
                 "description": _input_words(trained),
                 "input": {
-                    "shape": [-1, len(trained.bands), *size],
-                    "dim_order": ["batch", "bands", "height", "width"],
+                    "shape": [-1, len(trained.bands), *size], "dim_order": ["batch", "bands", "height", "width"],
                     "data_type": "float32",
                 },
                 "value_scaling": [
@@ -82,7 +79,7 @@ def model_properties(trained: TrainedNetwork) -> dict:  # JSON types, with the p
         ],
     }
 
-
+# %% ../../nbs/09_maps/05_stac_item.ipynb #c7ef9ee0
 def _input_words(trained: TrainedNetwork) -> str:
     resolution = "" if trained.pixels.metres is None else f" Pixels show {trained.pixels.metres:g} m of ground."
     return f"Values of type {trained.pixels.type}, clipped and scaled to 0 to 1, then by 2x - 1 to -1 to 1.{resolution}"
@@ -125,8 +122,7 @@ def map_item(
         tags, (geometry, bbox) = file.tags(), footprint(file)
         code, wkt = file.crs.to_authority(), file.crs.to_wkt(version="WKT2_2019")
         place = {
-            "proj:code": ":".join(code) if code else None,
-            "proj:shape": list(file.shape),
+            "proj:code": ":".join(code) if code else None, "proj:shape": list(file.shape),
             "proj:transform": list(file.transform)[:6],
         } | ({} if code else {"proj:wkt2": wkt})
         layers = [
@@ -142,16 +138,13 @@ def map_item(
     }
     name = f"{len(layers)} layers by {trained.config.network}"
     return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
+        "type": "Feature", "stac_version": "1.1.0",
         "stac_extensions": [MLM, PROJECTION, CLASSIFICATION],
         "id": path.stem,
         "geometry": geometry,
         "bbox": bbox,
         "properties": {
-            "title": f"{source}, {name}",
-            "datetime": None,
-            "start_datetime": "0001-01-01T00:00:00Z",
+            "title": f"{source}, {name}", "datetime": None, "start_datetime": "0001-01-01T00:00:00Z",
             "end_datetime": "9999-12-31T23:59:59Z",
             "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "derived_from_file": source,

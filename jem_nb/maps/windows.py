@@ -213,8 +213,7 @@ def usual_window(network: EnergyNetwork, classes: int) -> int:  # pixels along a
 
 
 def lay_out(
-    file: DatasetReader,
-    trained: TrainedNetwork,
+    file: DatasetReader, trained: TrainedNetwork,
     window: int
     | None = None,  # pixels that the network sees, along the side of a window's part; None: see `usual_window`
     bands: tuple[int, ...] | None = None,  # from 1; None: by name or in order
@@ -249,10 +248,7 @@ MOST_WITHOUT_DATA = 0.1  # share of a cell's pixels; as of a training image
 
 
 def read_window(
-    file: DatasetReader,
-    layout: Layout,
-    trained: TrainedNetwork,
-    row: int,
+    file: DatasetReader, layout: Layout, trained: TrainedNetwork, row: int,
     column: int,  # of the first cell
 ) -> tuple[
     np.ndarray, np.ndarray
@@ -313,10 +309,7 @@ def map_layers(
     within = (energy <= threshold)[None].float()
     layers = torch.cat(
         [
-            logits.argmax(0)[None].float(),
-            _rounded(probabilities),
-            _rounded(energy)[None],
-            _rounded(entropy)[None],
+            logits.argmax(0)[None].float(), _rounded(probabilities), _rounded(energy)[None], _rounded(entropy)[None],
             within,
         ]
     ).numpy()

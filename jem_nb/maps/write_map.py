@@ -89,12 +89,7 @@ def write_map(
     trained.network.to(device)
     threshold = float(np.interp(kept, range(101), trained.energies))
     options = [
-        window,
-        kept,
-        probabilities,
-        bands and list(bands),
-        any_resolution,
-        *([] if device == "cpu" else [device]),
+        window, kept, probabilities, bands and list(bands), any_resolution, *([] if device == "cpu" else [device]),
     ]
     with open_geotiff(raster) as file:
         layout = lay_out(file, trained, window, bands, any_resolution)

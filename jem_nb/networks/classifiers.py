@@ -39,9 +39,7 @@ class ConvNet(EnergyNetwork):
     title = "CNN"
 
     def __init__(
-        self,
-        bands: int,
-        classes: int,
+        self, bands: int, classes: int,
         width: int = 32,  # channels of the first layer; later ones have 2 and 4 times as many
         activation: str = "leaky_relu",
         normalization: str = "none",
@@ -100,9 +98,7 @@ class WideResNet(EnergyNetwork):
     title = "Wide ResNet"
 
     def __init__(
-        self,
-        bands: int,
-        classes: int,
+        self, bands: int, classes: int,
         depth: int = 28,  # 6n + 4
         width: int = 10,  # factor of the channels
         activation: str = "leaky_relu",

@@ -38,9 +38,7 @@ class NoiseConditionalJEM(nn.Module):
     constant."""
 
     def __init__(
-        self,
-        bands: int,
-        classes: int,
+        self, bands: int, classes: int,
         channels: Sequence[int] = (48, 96, 144),  # of the levels of the U-Net; each halves the side
         blocks: int = 2,  # at each level, on the way down and on the way up
         patch: int = 1,  # pixels along the side of what the U-Net sees as one, 2 for 64x64 at the cost of 32x32
@@ -68,10 +66,7 @@ class NoiseConditionalJEM(nn.Module):
         self.image = nn.Conv2d(width, bands * patch**2, 3, 1, 1)
         nn.init.zeros_(self.image.weight), nn.init.zeros_(self.image.bias)
         self.classes = nn.Sequential(
-            nn.GroupNorm(16, channels[-1]),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
+            nn.GroupNorm(16, channels[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
             nn.Linear(channels[-1], classes),
         )
 

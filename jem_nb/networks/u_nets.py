@@ -68,9 +68,7 @@ class UNet(PixelNetwork):
     "A U-Net of three levels: `[B, bands, H, W]` to logits `[B, classes, H, W]`; sides are multiples of 4."
 
     def __init__(
-        self,
-        bands: int,
-        classes: int,
+        self, bands: int, classes: int,
         width: int = 16,  # channels of the first level; the others have 2 and 4 times as many
         activation: str = "leaky_relu",
         normalization: str = "none",
@@ -96,9 +94,7 @@ class WideResNetUNet(PixelNetwork):
     "Wide-ResNet features, and back to full resolution: logits `[B, classes, H, W]`; sides are multiples of 4."
 
     def __init__(
-        self,
-        bands: int,
-        classes: int,
+        self, bands: int, classes: int,
         depth: int = 28,  # 6n + 4
         width: int = 10,  # factor of the channels
         activation: str = "leaky_relu",

@@ -143,8 +143,7 @@ def plot_trajectories(
     colors = {label: arm_style(label)["color"] if cases is None else "#000000" for label in labels}
     histories = {record["run_id"]: record["history"] for record in records}
     quantities = {
-        "energy_real": "E(x), real (nats)",
-        "energy_generated": "E(x'), generated (nats)",
+        "energy_real": "E(x), real (nats)", "energy_generated": "E(x'), generated (nats)",
         "gap": "gap E(x) − E(x') (nats)",
     }
     figure, axes = new_panels(3, len(labels), (min(9, 3.6 + 1.6 * len(labels)), 5.6), sharex=True, sharey="row")
@@ -186,11 +185,7 @@ def plot_landscape(
         top.plot(position, energy, color=style["color"], linestyle=style["linestyle"])
         for at, marker in ((0, "o"), (1, "^")):
             top.plot(
-                at,
-                np.interp(at, position, energy),
-                marker,
-                color=style["color"],
-                markerfacecolor="white",
+                at, np.interp(at, position, energy), marker, color=style["color"], markerfacecolor="white",
                 clip_on=False,
             )
             top.axvline(at, color="0.85", linewidth=0.6, zorder=0)
@@ -262,20 +257,14 @@ def plot_accuracy(
             panel.errorbar(row["accuracy_mean"], at, xerr=np.nan_to_num(row["accuracy_std"]), capsize=3, **style)
             panel.plot(row.get("talk_accuracy", np.nan), at, markerfacecolor="white", markersize=7, zorder=0, **style)
             panel.annotate(
-                f"{row['diverged']} of {row['runs']}",
-                (1.02, at),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=7,
-                annotation_clip=False,
+                f"{row['diverged']} of {row['runs']}", (1.02, at), xycoords=("axes fraction", "data"), va="center",
+                fontsize=7, annotation_clip=False,
             )
         panel.annotate(
             "diverged", (1.02, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=7, annotation_clip=False
         )
         panel.set(
-            xlim=(0, 100),
-            ylim=(len(labels) - 0.4, -0.6),
-            xlabel="best validation accuracy (%)",
+            xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6), xlabel="best validation accuracy (%)",
             title=f"learning rate {rate:g}",
         )
         panel.grid(axis="x", color="0.9")

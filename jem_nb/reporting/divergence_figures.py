@@ -101,17 +101,11 @@ def plot_signs(
             gaps = np.abs(np.array(record["gaps"], dtype=float))
             places = np.arange(len(gaps)) - (len(gaps) if color == "#D55E00" else 0)
             panel.plot(
-                places[-last:] if color == "#D55E00" else places,
-                gaps[-last:] if color == "#D55E00" else gaps,
-                color=color,
-                lw=0.6,
-                alpha=0.8,
+                places[-last:] if color == "#D55E00" else places, gaps[-last:] if color == "#D55E00" else gaps,
+                color=color, lw=0.6, alpha=0.8,
             )
     axes[0, 0].set(
-        yscale="log",
-        ylabel="|gap| (nats)",
-        xlabel="iterations to the end",
-        title=f"{len(dying)} runs that died",
+        yscale="log", ylabel="|gap| (nats)", xlabel="iterations to the end", title=f"{len(dying)} runs that died",
         ylim=(1e-2, None),
     )
     axes[0, 1].set(xlabel="iteration", title=f"{len(healthy)} runs that lived")
@@ -135,12 +129,7 @@ def plot_rates(
     for panel, column in zip(axes[0], ("iterations", "accuracy")):
         for some, filled, name in ((dead, "#000000", "died"), (alive, "white", "completed")):
             panel.plot(
-                some["learning_rate"],
-                some[column],
-                "o",
-                color="#000000",
-                markerfacecolor=filled,
-                markersize=4,
+                some["learning_rate"], some[column], "o", color="#000000", markerfacecolor=filled, markersize=4,
                 label=f"{name}, {len(some)} runs",
             )
         panel.set(xscale="log", xlabel="learning rate")
@@ -149,8 +138,7 @@ def plot_rates(
         way = (dead["iterations"] * dead["learning_rate"]).median()
         axes[0, 0].plot(rates, way / rates, "--", color="0.5", lw=0.8, label="proportional to 1 / rate")
     axes[0, 0].set(
-        yscale="log",
-        ylabel="iterations until the end",
+        yscale="log", ylabel="iterations until the end",
         ylim=(0.7 * runs["iterations"].min(), 1.4 * runs["iterations"].max()),
     )
     axes[0, 0].legend(loc="lower left")
@@ -173,8 +161,7 @@ def plot_steps(
     "Seconds, life and samples against the number of steps, every run a dot."
     figure, axes = new_panels(1, 3, (9.4, 3))
     quantities = {
-        "seconds_per_epoch": "seconds an epoch",
-        "epochs": "epochs until the end",
+        "seconds_per_epoch": "seconds an epoch", "epochs": "epochs until the end",
         "distance": "distance of samples (squared pixel range)",
     }
     for (column, label), panel in zip(quantities.items(), axes[0]):
@@ -182,19 +169,11 @@ def plot_steps(
             for died, face in ((True, color), (False, "white")):
                 these = some[some["died"] == died]
                 panel.plot(
-                    these["steps"],
-                    these[column],
-                    "o",
-                    color=color,
-                    markerfacecolor=face,
-                    markersize=4,
+                    these["steps"], these[column], "o", color=color, markerfacecolor=face, markersize=4,
                     label=f"{case}, {'died' if died else 'completed'}" if len(these) else None,
                 )
         panel.set(
-            xscale="log",
-            xlabel="steps K",
-            ylabel=label,
-            xticks=sorted(runs["steps"].unique()),
+            xscale="log", xlabel="steps K", ylabel=label, xticks=sorted(runs["steps"].unique()),
             xticklabels=sorted(runs["steps"].unique()),
         )
         panel.minorticks_off()

@@ -87,12 +87,8 @@ def calibration_runs(
                 scores = answer["scaled" if scaled else "plain"] if answer else {}
                 rows.append(
                     {
-                        **case,
-                        "stopped": stopped,
-                        "temperature_scaled": scaled,
-                        "seed": record["config"]["seed"],
-                        "diverged": ended is None,
-                        **scores,
+                        **case, "stopped": stopped, "temperature_scaled": scaled, "seed": record["config"]["seed"],
+                        "diverged": ended is None, **scores,
                         "temperature": answer["temperature"] if answer else np.nan,
                         "epoch": answer["epoch"] if answer else np.nan,
                         "seconds": record["seconds"],
@@ -143,18 +139,13 @@ def plot_labels(
                         continue
                     mean = some.groupby("labels_percent")[column].mean()
                     panel.plot(
-                        mean.index,
-                        mean,
-                        "--" if scaled else "-",
-                        color=color,
-                        label=model + (", temperature" if scaled else ""),
-                        lw=1.2,
+                        mean.index, mean, "--" if scaled else "-", color=color,
+                        label=model + (", temperature" if scaled else ""), lw=1.2,
                     )
                     if not scaled:
                         panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
             panel.set(
-                xscale="log",
-                title="" if number else split,
+                xscale="log", title="" if number else split,
                 xlabel="labelled images (%)" if number == len(axes) - 1 else "",
             )
             panel.set(
@@ -184,27 +175,21 @@ def plot_reliability(
         some = count > 0
         panel.plot([0, 100], [0, 100], color="0.7", lw=0.8, zorder=0)
         panel.scatter(
-            100 * confidence[some] / count[some],
-            100 * right[some] / count[some],
-            200 * count[some] / count.sum() + 4,
-            color=MODEL_COLORS[name.removesuffix(", scaled")],
-            alpha=0.8,
-            linewidth=0,
+            100 * confidence[some] / count[some], 100 * right[some] / count[some], 200 * count[some] / count.sum() + 4,
+            color=MODEL_COLORS[name.removesuffix(", scaled")], alpha=0.8, linewidth=0,
         )
         panel.set(title=name, xlabel="confidence (%)", xlim=(0, 103), ylim=(0, 103))
     axes[0, 0].set_ylabel("accuracy (%)")
     add_title(figure, title)
     return figure
 
-# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #988d6ee2
+# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #e1fb4837
 def unknown_runs(
     records: Sequence[Mapping], cases: Sequence[Mapping]
 ) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, kind and score
     "How well each run's scores tell each unknown kind from the known one."
     return _rows(
-        records,
-        cases,
-        "unknown",
+        records, cases, "unknown",
         lambda answer: [
             ({"out_of_distribution": kind, "score": score}, {name: result[name] for name in ("auroc", "fpr95")})
             for kind, scores in answer["kinds"].items()
@@ -212,7 +197,7 @@ def unknown_runs(
         ],
     )
 
-
+# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #988d6ee2
 @plt.rc_context(STYLE)
 def plot_unknown(
     runs: pd.DataFrame,  # of `unknown_runs`, with a column model; rows of runs that diverged are left out
@@ -223,8 +208,7 @@ def plot_unknown(
     kinds, scores, models = (list(dict.fromkeys(runs[name])) for name in ("out_of_distribution", "score", "model"))
     columns = min(4, len(kinds))
     figure, axes = new_panels(
-        -(-len(kinds) // columns),
-        columns,
+        -(-len(kinds) // columns), columns,
         (0.8 + 2.3 * columns, 0.7 + 2.1 * -(-len(kinds) // columns)),
         sharex=True,
         sharey=True,
@@ -257,9 +241,7 @@ def plot_unknown(
 
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #f19fea14
 _UNITS = {
-    "log p(x)": "nats, but for a constant",
-    "max p(y|x)": "probability",
-    "approximate mass": "nats a pixel range",
+    "log p(x)": "nats, but for a constant", "max p(y|x)": "probability", "approximate mass": "nats a pixel range",
     "kNN": "minus distance",
 }
 
@@ -293,9 +275,7 @@ def attack_runs(
 ) -> pd.DataFrame:  # as in `calibration_runs`; one row a run, norm, radius and defence
     "The accuracy of each run under attack."
     return _rows(
-        records,
-        cases,
-        "attacks",
+        records, cases, "attacks",
         lambda answer: [
             ({name: row[name] for name in ("norm", "radius", "defence")}, {"accuracy": row["accuracy"]})
             for row in answer
@@ -327,19 +307,17 @@ def plot_attacks(
     add_title(figure, title)
     return figure
 
-# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #99c7ee13
+# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #c4ec970f
 def generation_runs(
     records: Sequence[Mapping], cases: Sequence[Mapping]
 ) -> pd.DataFrame:  # as in `calibration_runs`; one row a run and kind of samples
     "How good the samples of each run are; floor and ceiling are kinds too."
     return _rows(
-        records,
-        cases,
-        "generation",
+        records, cases, "generation",
         lambda answer: [({"kind": kind}, dict(scores)) for kind, scores in answer["kinds"].items()],
     )
 
-
+# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #99c7ee13
 @plt.rc_context(STYLE)
 def plot_generation(
     runs: pd.DataFrame,  # of `generation_runs`, with a column model; rows of runs that diverged are left out

@@ -31,10 +31,8 @@ def siblings(record: dict, records: Sequence[dict]) -> list[dict]:  # among them
 
 
 FIGURES = {
-    "validation_accuracy": "accuracy (%)",
-    "validation_miou": "mean IoU (%)",
-    "validation_ece": "calibration error (%)",
-    "sample_distance": "distance of samples",
+    "validation_accuracy": "accuracy (%)", "validation_miou": "mean IoU (%)",
+    "validation_ece": "calibration error (%)", "sample_distance": "distance of samples",
 }
 
 
@@ -47,9 +45,7 @@ def card_figures(record: dict, alike: Sequence[dict]) -> pd.DataFrame:  # a row 
         if own is not None and values:
             rows.append(
                 {
-                    "figure": label,
-                    "this run": own,
-                    "mean": statistics.mean(values),
+                    "figure": label, "this run": own, "mean": statistics.mean(values),
                     "standard deviation": statistics.stdev(values) if len(values) > 1 else float("nan"),
                     "runs": len(values),
                 }
@@ -149,11 +145,7 @@ def model_card(
         ],
     }
     header = [
-        "---",
-        f"pipeline_tag: {task}",
-        "library_name: jem_nb",
-        "tags: [energy-based-model, remote-sensing]",
-        "---",
+        "---", f"pipeline_tag: {task}", "library_name: jem_nb", "tags: [energy-based-model, remote-sensing]", "---",
     ]
     return (
         "\n\n".join(["\n".join(header), *(f"{title}\n\n" + "\n".join(lines) for title, lines in parts.items())]) + "\n"

@@ -37,19 +37,13 @@ def plot_scores(
             spread = place + np.linspace(-0.2, 0.2, len(own))
             for died, marker in ((False, "o"), (True, "x")):
                 panel.scatter(
-                    own[column][own["died"] == died],
-                    spread[own["died"] == died],
-                    s=16,
-                    marker=marker,
-                    color=colors[case],
-                    alpha=0.8,
-                    linewidth=1.2 if died else 0,
+                    own[column][own["died"] == died], spread[own["died"] == died], s=16, marker=marker,
+                    color=colors[case], alpha=0.8, linewidth=1.2 if died else 0,
                 )
             if own[column].notna().any():
                 panel.plot([own[column].mean()] * 2, [place - 0.32, place + 0.32], color=colors[case], linewidth=2)
         panel.set(
-            xlabel=name,
-            yticks=range(len(cases)),
+            xlabel=name, yticks=range(len(cases)),
             yticklabels=[
                 f"{case} ({int(runs['died'][runs['case'] == case].sum())} of {(runs['case'] == case).sum()} died)"
                 for case in cases
@@ -89,8 +83,7 @@ def plot_sheets(
         shown = names if place % columns == 0 or not alike else [""] * len(names)
         panel.set_anchor("N")  # pictures of fewer rows end sooner
         panel.set(
-            title=textwrap.fill(title, int(14 * drawn)),
-            xticks=[],
+            title=textwrap.fill(title, int(14 * drawn)), xticks=[],
             yticks=[height * (row + 0.5) for row in range(len(names))],
             yticklabels=shown,
         )

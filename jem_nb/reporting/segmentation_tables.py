@@ -16,32 +16,9 @@ from .tables import summarise
 
 # %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #8f585ffe
 COLUMNS = (
-    "case",
-    "run_id",
-    "seed",
-    "died",
-    "epochs",
-    "miou",
-    "accuracy",
-    "miou_end",
-    "accuracy_end",
-    "of_5_low",
-    "of_5_high",
-    "of_20_low",
-    "of_20_high",
-    "commonest_class",
-    "reason",
-    "ece",
-    "f1",
-    "miou_low",
-    "miou_high",
-    "energy_real",
-    "gap",
-    "chain_movement",
-    "sample_distance",
-    "nearest_distance",
-    "correlogram_distance",
-    "saturated",
+    "case", "run_id", "seed", "died", "epochs", "miou", "accuracy", "miou_end", "accuracy_end", "of_5_low",
+    "of_5_high", "of_20_low", "of_20_high", "commonest_class", "reason", "ece", "f1", "miou_low", "miou_high",
+    "energy_real", "gap", "chain_movement", "sample_distance", "nearest_distance", "correlogram_distance", "saturated",
     "seconds",
 )
 
@@ -66,9 +43,7 @@ def segmentation_runs(
                 f"{record['config']['dataset']}"
             )
         config, last, died, end = (
-            record["config"],
-            record["evaluations"][-1],
-            record["status"] == "diverged",
+            record["config"], record["evaluations"][-1], record["status"] == "diverged",
             np.array(record["segmentation"]["confusion"]),
         )
         seen = [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]]
@@ -90,8 +65,7 @@ def segmentation_runs(
             else {}
         )
         at_end |= {
-            "energy_real": abs(_last(record, "energy_real")),
-            "chain_movement": _last(record, "chain_movement"),
+            "energy_real": abs(_last(record, "energy_real")), "chain_movement": _last(record, "chain_movement"),
             "gap": _last(record, "gap"),
         }
         # the buffer of a run without generative loss holds nothing but noise
@@ -103,10 +77,7 @@ def segmentation_runs(
         )
         rows.append(
             {
-                "case": case,
-                "run_id": record["run_id"],
-                "seed": config["seed"],
-                "died": died,
+                "case": case, "run_id": record["run_id"], "seed": config["seed"], "died": died,
                 "epochs": record["epochs_completed"],
                 **{
                     name: value if taught else np.nan for name, value in scores.items()
@@ -134,19 +105,13 @@ def segmentation_table(
     rows = []
     for case in (case for case in varied if case in first):
         config, own, alive = (
-            first[case]["config"],
-            runs[runs["case"] == case],
-            runs[(runs["case"] == case) & ~runs["died"]],
+            first[case]["config"], runs[runs["case"] == case], runs[(runs["case"] == case) & ~runs["died"]],
         )
         rows.append(
             {
-                "case": case,
-                **varied[case],
-                "dataset": config["dataset"],
-                "tile": config["tile_size"] or config["image_size"],
-                "image_size": config["image_size"],
-                "train_tiles": config["train_images"],
-                "validation_tiles": config["validation_images"],
+                "case": case, **varied[case], "dataset": config["dataset"],
+                "tile": config["tile_size"] or config["image_size"], "image_size": config["image_size"],
+                "train_tiles": config["train_images"], "validation_tiles": config["validation_images"],
                 **survival.loc[case, ["runs", "diverged", "epochs_median", "epochs_planned", "side"]],
                 "ended_by": next(iter(own["reason"].dropna().mode()), ""),
                 **{
@@ -166,13 +131,7 @@ def segmentation_table(
                 **{
                     f"{name}_mean": alive[name].mean()
                     for name in (
-                        "ece",
-                        "f1",
-                        "miou_low",
-                        "miou_high",
-                        "saturated",
-                        "sample_distance",
-                        "nearest_distance",
+                        "ece", "f1", "miou_low", "miou_high", "saturated", "sample_distance", "nearest_distance",
                         "correlogram_distance",
                     )
                 },
@@ -183,7 +142,7 @@ def segmentation_table(
         )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #ad9595f2
+# %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #7218c726
 def effective_blocks(
     record: Mapping,
 ) -> tuple[int, float] | None:  # their number, and that of equal blocks which they are worth; None without blocks
@@ -193,7 +152,7 @@ def effective_blocks(
     pixels = np.array(record["segmentation"]["by_block"]).sum((1, 2), dtype=float)
     return int((pixels > 0).sum()), float(pixels.sum() ** 2 / np.square(pixels).sum())
 
-
+# %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #ad9595f2
 def difference_interval(
     ours: Sequence[Mapping],  # finished records of one arm
     others: Sequence[Mapping],  # and of another, validated on the same blocks

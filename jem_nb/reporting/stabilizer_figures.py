@@ -30,9 +30,7 @@ def plot_alarm_rates(
     figure, axes = new_panels(1, 2, (7.4, 3.3))
     columns = (
         (
-            "false_positive_rate",
-            "true_positive_rate",
-            "iterations with a false alarm (%)",
+            "false_positive_rate", "true_positive_rate", "iterations with a false alarm (%)",
             "iterations before a death with an alarm (%)",
         ),
         ("false_alarms", "caught", "healthy runs with a false alarm (%)", "dying runs caught in time (%)"),
@@ -108,8 +106,7 @@ def plot_leads(
         caught = values[np.isfinite(values)]
         panel.plot(caught, row + np.linspace(-0.15, 0.15, len(caught)), "o", color=color, markersize=3.5)
         panel.text(
-            1.02,
-            row,
+            1.02, row,
             f"{len(caught)} of {len(values)} warned, false in {falsely[name][0]} of {falsely[name][1]}",
             transform=panel.get_yaxis_transform(),
             va="center",
@@ -117,12 +114,8 @@ def plot_leads(
     panel.axvline(jump, color="0.5", lw=0.8, ls="--")
     panel.text(jump, len(leads) - 0.45, " a restart's way back", color="0.3", va="center")
     panel.set(
-        yticks=range(len(leads)),
-        yticklabels=list(leads),
-        ylim=(len(leads) - 0.3, -0.5),
-        xlabel="iterations from the first alarm to the end",
-        xscale="symlog",
-        xlim=(0, None),
+        yticks=range(len(leads)), yticklabels=list(leads), ylim=(len(leads) - 0.3, -0.5),
+        xlabel="iterations from the first alarm to the end", xscale="symlog", xlim=(0, None),
     )
     medians = {
         name: np.nanmedian(values) for name, values in leads.items() if np.isfinite(np.array(values, dtype=float)).any()
@@ -152,20 +145,11 @@ def plot_stabilizers(
         )
         lost = rows["accuracy_mean"] - rows["classifier_accuracy_mean"]
         axes[0, 1].errorbar(
-            lost,
-            at,
-            xerr=np.nan_to_num(rows["accuracy_std"]),
-            fmt="o",
-            color=color,
-            markersize=4,
-            capsize=2,
+            lost, at, xerr=np.nan_to_num(rows["accuracy_std"]), fmt="o", color=color, markersize=4, capsize=2,
             elinewidth=0.8,
         )
     axes[0, 0].set(
-        yticks=range(len(arms)),
-        yticklabels=arms,
-        ylim=(len(arms) - 0.4, -0.6),
-        xlim=(0, 100),
+        yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.4, -0.6), xlim=(0, 100),
         xlabel="runs that died (%)",
     )
     axes[0, 0].legend(loc="lower right", frameon=True)
@@ -199,29 +183,18 @@ def plot_pareto(
                 (rows["accuracy_mean"] > row["accuracy_mean"]) & (rows["distance_mean"] < row["distance_mean"])
             ).any()
             panel.plot(
-                row["distance_mean"],
-                row["accuracy_mean"],
-                "o",
-                color=colors[row["arm"]],
+                row["distance_mean"], row["accuracy_mean"], "o", color=colors[row["arm"]],
                 markerfacecolor=colors[row["arm"]] if row["diverged"] == 0 else "white",
                 label=row["arm"],
             )
             if not beaten:
                 panel.plot(
-                    row["distance_mean"],
-                    row["accuracy_mean"],
-                    "o",
-                    color="0.3",
-                    markerfacecolor="none",
-                    markersize=11,
-                    lw=0.8,
-                    gid=f"unbeaten: {row['arm']}",
+                    row["distance_mean"], row["accuracy_mean"], "o", color="0.3", markerfacecolor="none",
+                    markersize=11, lw=0.8, gid=f"unbeaten: {row['arm']}",
                 )
         panel.set(
-            title=f"learning rate {rate:g}",
-            xlabel="distance of samples (squared pixel range)",
-            ylabel="best accuracy (%)",
-            xscale="log",
+            title=f"learning rate {rate:g}", xlabel="distance of samples (squared pixel range)",
+            ylabel="best accuracy (%)", xscale="log",
         )
         panel.margins(0.15)
     handles = {label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels())}

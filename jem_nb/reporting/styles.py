@@ -29,15 +29,8 @@ ARM_COLORS = (
 ARM_MARKERS = ("o", "s", "^", "P", "D", "X", "v", "*", "<", ">", "p", "h", "d", "H", "8")
 CASE_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "figure.dpi": 90,
-    "svg.hashsalt": "jem_nb",
-    "svg.fonttype": "none",
+    "font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 7,
+    "legend.frameon": False, "figure.dpi": 90, "svg.hashsalt": "jem_nb", "svg.fonttype": "none",
 }
 
 
@@ -106,8 +99,7 @@ class ShownFigure(Figure):
 
 @plt.rc_context(STYLE)
 def new_panels(
-    rows: int,
-    columns: int,
+    rows: int, columns: int,
     size: tuple[float, float],  # width and height in inches
     **options,  # for `plt.subplots`, such as sharex
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes, `[rows, columns]`

@@ -143,13 +143,9 @@ def _describe(runs: pd.DataFrame) -> dict[str, object]:
     planned, completed, accuracy = runs["epochs_planned"].iloc[0], runs["epochs_completed"], runs["accuracy"]
     sides = runs["side"][runs["died"]].mode()  # the most frequent; the first by name where two are
     return {
-        "runs": len(runs),
-        "diverged": int(runs["died"].sum()),
-        "epochs_planned": int(planned),
-        "epochs_median": float(completed.median()),
-        "epochs_min": int(completed.min()),
-        "epochs_max": int(completed.max()),
-        "epochs_percent": 100 * completed.mean() / planned,
+        "runs": len(runs), "diverged": int(runs["died"].sum()), "epochs_planned": int(planned),
+        "epochs_median": float(completed.median()), "epochs_min": int(completed.min()),
+        "epochs_max": int(completed.max()), "epochs_percent": 100 * completed.mean() / planned,
         "iterations_median": float(runs["iterations"].median()),
         "accuracy_runs": int(accuracy.count()),
         "accuracy_mean": accuracy.mean(),
@@ -214,10 +210,7 @@ def time_to_quality(
 ]:  # reached, and epoch, seconds, forward_passes (of one image) and sample_distance, NaN if not reached
     "What a run spent until its first evaluation that met the goal."
     columns = {
-        "epoch": "epoch",
-        "seconds": "seconds",
-        "forward_passes": "image_passes",
-        "accuracy": "validation_accuracy",
+        "epoch": "epoch", "seconds": "seconds", "forward_passes": "image_passes", "accuracy": "validation_accuracy",
         "sample_distance": "sample_distance",
     }
     for evaluation in _get(record, "evaluations"):

@@ -12,14 +12,10 @@ import pandas as pd
 # %% ../../nbs/08_reporting/02_talk.ipynb #a2a64a69
 TALK = pd.DataFrame(
     [
-        (1e-4, "none", 0.0, 5.0, 84.0, np.nan),
-        (1e-4, "r", 0.5, 3.5, 54.0, np.nan),
-        (1e-4, "r", 1.0, 3.0, 40.0, np.nan),
-        (1e-5, "none", 0.0, 43.0, 88.6, np.nan),
-        (1e-5, "r", 0.2, 100.0, 95.16, 288.0),
-        (1e-5, "r", 0.5, 15.5, 66.8, np.nan),
-        (1e-5, "r", 0.75, 15.0, 63.0, np.nan),
-        (1e-5, "u", 0.2, 77.5, 63.42, 289.0),
+        (1e-4, "none", 0.0, 5.0, 84.0, np.nan), (1e-4, "r", 0.5, 3.5, 54.0, np.nan),
+        (1e-4, "r", 1.0, 3.0, 40.0, np.nan), (1e-5, "none", 0.0, 43.0, 88.6, np.nan),
+        (1e-5, "r", 0.2, 100.0, 95.16, 288.0), (1e-5, "r", 0.5, 15.5, 66.8, np.nan),
+        (1e-5, "r", 0.75, 15.0, 63.0, np.nan), (1e-5, "u", 0.2, 77.5, 63.42, 289.0),
         (1e-5, "g", 0.2, 59.0, 89.82, 398.0),
     ],
     columns=["talk_learning_rate", "arm", "weight", "talk_epochs_percent", "talk_accuracy", "talk_seconds_per_epoch"],

@@ -77,7 +77,7 @@ def checkpoints(folder: str | Path) -> list[Path]:  # the newest first
 def _number(path: Path) -> int:
     return int("".join(re.findall(r"\d", path.stem)))
 
-# %% ../../nbs/06_training/05_checkpoint.ipynb #aa499909
+# %% ../../nbs/06_training/05_checkpoint.ipynb #40a32c30
 def _check_unpacked_size(content: bytes) -> None:
     "Raise unless this is a file of PyTorch's present format that takes no more memory than disk; it never packs."
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -87,7 +87,7 @@ def _check_unpacked_size(content: bytes) -> None:
     ) > len(content):
         raise ValueError("it unpacks to more than it holds")
 
-
+# %% ../../nbs/06_training/05_checkpoint.ipynb #aa499909
 def load_checkpoint(path: str | Path) -> dict:
     "Read one checkpoint; raises CheckpointError where it is not what was written, or holds more than data."
     path = Path(path)

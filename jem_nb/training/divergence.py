@@ -53,8 +53,7 @@ def side_that_ran(
         zip(
             SIDES,
             (
-                ("energy_real", energy_limit),
-                ("energy_generated", energy_limit),
+                ("energy_real", energy_limit), ("energy_generated", energy_limit),
                 ("pixels_outside_percent", outside_limit),
             ),
         )

@@ -53,14 +53,9 @@ class ReferenceTrainer(Trainer):
         )
         loss = classification + gap + penalty
         self.measures |= sample_statistics(generated) | {
-            "loss": loss.item(),
-            "classification": classification.item(),
-            "generation": gap.item(),
-            "regularization": penalty.item(),
-            "energy_real": energy_real.mean().item(),
-            "energy_generated": energy_generated.mean().item(),
-            "gap": gap.item(),
-            "learning_rate": rate,
+            "loss": loss.item(), "classification": classification.item(), "generation": gap.item(),
+            "regularization": penalty.item(), "energy_real": energy_real.mean().item(),
+            "energy_generated": energy_generated.mean().item(), "gap": gap.item(), "learning_rate": rate,
         }
         for passes, batch in ((2 * self.sampler.steps, generated), (3, images), (3, generated), (3, labelled)):
             self._spend(passes, batch)

@@ -38,13 +38,8 @@ class RestartPolicy:
 
     def __post_init__(self):
         for name, low in (
-            ("restarts", 0),
-            ("deviation_threshold", 0),
-            ("outlier_threshold", 0),
-            ("window", 2),
-            ("outlier_window", 2),
-            ("jump_size", 1),
-            ("save_every", 1),
+            ("restarts", 0), ("deviation_threshold", 0), ("outlier_threshold", 0), ("window", 2),
+            ("outlier_window", 2), ("jump_size", 1), ("save_every", 1),
         ):
             if not (value := getattr(self, name)) >= low:
                 raise ValueError(f"{name} is {value}: expected at least {low}")
@@ -123,12 +118,8 @@ class Restart(Callback):
         self._change(trainer)
         self.events.append(
             {
-                "executed": len(self.executed),
-                "iteration": at,
-                "back_to": trainer.iteration,
-                "reason": reason,
-                "rate_factor": trainer.rate_factor,
-                "steps": trainer.sampler.steps,
+                "executed": len(self.executed), "iteration": at, "back_to": trainer.iteration, "reason": reason,
+                "rate_factor": trainer.rate_factor, "steps": trainer.sampler.steps,
             }
         )
 
@@ -148,8 +139,6 @@ class Restart(Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.events, self.executed, self.seconds = (
-            list(state["events"]),
-            list(state["executed"]),
-            dict(state["seconds"]),
+            list(state["events"]), list(state["executed"]), dict(state["seconds"]),
         )
         self.states.extend(state["states"])

@@ -25,20 +25,14 @@ class Checkpoints(Callback):
     where it was."""
 
     def __init__(
-        self,
-        folder: Path,
-        run_id: str,
+        self, folder: Path, run_id: str,
         callbacks: Sequence[Callback],  # those that have a state
         asked: Sequence[str] = (),  # see `requests_to_stop`
         origin: Mapping[str, str]
         | None = None,  # what must not change before a run goes on, by name: the data, releases
     ):
         self.folder, self.run_id, self.callbacks, self.asked, self.origin = (
-            folder,
-            run_id,
-            callbacks,
-            asked,
-            dict(origin or {}),
+            folder, run_id, callbacks, asked, dict(origin or {}),
         )
         self.next, self.last = 0.0, time.monotonic()  # when, by the clock of this process
 

@@ -40,12 +40,7 @@ class BatchMaker(TrainingState):
         samples, count = {}, self.ranks.part(self.economy.chains(self.batches.batch_size), "chains")
         # after going back, noise that was not seen before
         noise = named_generator(
-            self.seed,
-            "chain",
-            self.epoch,
-            number,
-            *([self.attempt] if self.attempt else []),
-            *self.ranks.names(),
+            self.seed, "chain", self.epoch, number, *([self.attempt] if self.attempt else []), *self.ranks.names(),
             device=device,
         )
         if self.objective.needs("generated"):
