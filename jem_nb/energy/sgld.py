@@ -28,7 +28,8 @@ def chain_noise(shape: tuple[int, ...], generators: Generators) -> Tensor:  # [B
     if isinstance(generators, torch.Generator):
         return image_noise(shape, generators)
     if len(generators) != shape[0]:
-        raise ValueError(f"{len(generators)} generators for {shape[0]} chains: expected one for each chain, or one for all")
+        raise ValueError(f"{len(generators)} generators for {shape[0]} chains: expected one for each chain, or one for "
+                         "all")
     return torch.cat([image_noise((1, *shape[1:]), generator) for generator in generators])
 
 

@@ -46,7 +46,8 @@ def build_trainer(
 
     classes = len(train.classes)
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
-        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of "
+        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} "
+                         "may be of "
                          f"one class, expected at least {classes * config.batch_size}")
     # the weights are drawn on the CPU, so that a run starts the same on every device
     network = build_network(config.network, train.images.shape[1], classes, named_generator(config.seed, "weights"),
@@ -55,7 +56,8 @@ def build_trainer(
     buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
-        batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise,
+        batches=Batches(train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip,
+                        config.data_noise,
                         known_labels(config, train), ranks),
         validation=lambda network: evaluate(
             network, validation.images, validation.labels, config.seed, config.noise_of_evaluation, config.precision
@@ -76,7 +78,8 @@ def _buffer(config: RunConfig, train: ImageDataset, generator: torch.Generator, 
     if config.start == "class_gaussians":
         pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(train.images)))
         initial = ClassGaussians(config.work.economy().resolution(pixels, 0), torch.from_numpy(train.labels))
-    slots, classes = ranks.part(config.buffer_size, "buffer_size"), len(train.classes) if config.class_conditional else None
+    slots, classes = ranks.part(config.buffer_size,
+                                "buffer_size"), len(train.classes) if config.class_conditional else None
     return ReplayBuffer(slots, (bands, side, side), generator, config.reinit_probability, classes, initial)
 
 # %% ../../nbs/07_experiments/13_run.ipynb #62b37078
@@ -89,8 +92,10 @@ def run(
 ) -> dict:  # the record
     "Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on."
     if ranks.world != config.ranks:
-        raise ValueError(f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, "
-                         f"or torchrun --nproc-per-node {config.ranks}; with ranks={ranks.world} it is another run, which "
+        raise ValueError(f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with "
+                         "`launch`, "
+                         f"or torchrun --nproc-per-node {config.ranks}; with ranks={ranks.world} it is another run, "
+                         "which "
                          "`go_on_with` lets take over what this one has reached")
     folder = run_folder(experiment, config.run_id, root)
     if (record := ranks.same(lambda: read_record(folder))) is not None:
@@ -117,7 +122,8 @@ def writable(config: RunConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make the "
+        raise OSError(f"the record of run {config.run_id} cannot be written to {folder} ({error}): make room, or make "
+                      "the "
                       "folder writable, and start it again; it goes on from its last checkpoint") from error
 
 # %% ../../nbs/07_experiments/13_run.ipynb #a23064ee

@@ -22,8 +22,8 @@ def _list_of_parts(layout: Layout, factor: int, names: tuple[str, ...], crs: str
     def cells(length: int) -> int: return -(-length // factor)
 
     coarser = overview_factors(layout) if factor == 1 else []
-    lines = [f'<VRTDataset rasterXSize="{cells(layout.width)}" rasterYSize="{cells(layout.height)}"><SRS>{escape(crs)}</SRS>'
-             f'<GeoTransform>{", ".join(map(repr, transform.to_gdal()))}</GeoTransform>']
+    lines = [f'<VRTDataset rasterXSize="{cells(layout.width)}" rasterYSize="{cells(layout.height)}">'
+             f'<SRS>{escape(crs)}</SRS><GeoTransform>{", ".join(map(repr, transform.to_gdal()))}</GeoTransform>']
     for band, name in enumerate(names, start=1):
         lines.append(f'<VRTRasterBand dataType="Float32" band="{band}"><Description>{escape(name)}</Description>'
                      '<NoDataValue>nan</NoDataValue>')
@@ -53,7 +53,8 @@ def assemble(job: MapJob) -> None:
         with rasterio.Env(GDAL_CACHEMAX=2**27, GDAL_PAM_ENABLED="NO"):
             with rasterio.open(listed, "r+") as parts:
                 parts.update_tags(**job.tags)
-            rasterio.shutil.copy(listed, temporary, driver="COG", compress=job.compression, level=1, predictor="floating_point",
+            rasterio.shutil.copy(listed, temporary, driver="COG", compress=job.compression, level=1,
+                                 predictor="floating_point",
                                  blocksize=BLOCK, resampling="nearest", bigtiff="if_safer", num_threads="ALL_CPUS")
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())

@@ -77,10 +77,12 @@ def _write_part(path: Path, layers: np.ndarray) -> None:
     "Write a window's layers whole or not at all; their place is known from the list of parts."
     temporary = path.with_suffix(".tmp")
     count, height, width = layers.shape
-    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "float32", "nodata": np.nan,
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "float32",
+               "nodata": np.nan,
                "compress": "zstd", "zstd_level": 1, "interleave": "band", "transform": Affine(1, 0, 0, 0, -1, 1)}
     # many rows at once are read faster
-    with rasterio.Env(GDAL_PAM_ENABLED="NO"), rasterio.open(temporary, "w", **profile, blockysize=min(128, height)) as file:
+    with rasterio.Env(GDAL_PAM_ENABLED="NO"), rasterio.open(temporary, "w", **profile,
+                                                            blockysize=min(128, height)) as file:
         file.write(layers)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
@@ -99,7 +101,8 @@ def _smaller(layers: np.ndarray, factor: int) -> np.ndarray:  # `[C, H, W]` to `
 def overview_factors(layout: Layout) -> list[int]:  # 2, 4, 8, ...
     "By how much overviews are coarser: until one fits into a block, as far as windows can be divided."
     factors = [2**power for power in range(1, 20)]
-    return [factor for factor in factors if 2 * max(layout.height, layout.width) > factor * BLOCK and layout.side % factor == 0]
+    return [factor for factor in factors if 2 * max(layout.height,
+                                                    layout.width) > factor * BLOCK and layout.side % factor == 0]
 
 # %% ../../nbs/09_maps/02_map_parts.ipynb #3b4b914f
 def _one_ahead(function: Callable, items: Iterable) -> Iterator[tuple]:
@@ -136,7 +139,8 @@ def make_parts(job: MapJob) -> None:
     bar = tqdm(total=len(layout.windows), initial=done, desc="windows", disable=not job.progress, mininterval=1)
     with ThreadPoolExecutor(1) as pool, bar:
         finishing: Future | None = None
-        for window, (pixels, data) in _one_ahead(lambda window: read_window(job.file, layout, trained, *window), missing):
+        for window, (pixels, data) in _one_ahead(lambda window: read_window(job.file, layout, trained, *window),
+                                                 missing):
             logits = window_logits(trained, layout, pixels) if data.any() else nothing
             if finishing is not None:
                 finishing.result()  # one at a time, so that memory holds three windows at most

@@ -28,7 +28,7 @@ def a_few(chains: Tensor, count: int) -> Tensor:  # [at most count, C, at most 6
 class LastSamples(Callback):
     "Remember what a few chains looked like over the last iterations."
 
-    def __init__(self, before: Sequence[int] = (50, 20, 5), chains: int = 4):  # iterations before the end that will be shown
+    def __init__(self, before: Sequence[int] = (50, 20, 5), chains: int = 4):  # before: iterations before the end
         self.before, self.chains = before, chains
         self.seen: deque[Tensor] = deque(maxlen=max(before) + 1)
 
@@ -51,7 +51,7 @@ SNAPSHOT_EPOCHS = (1, 3, 6, 10, 30, 100, 300, 1000)
 
 
 class Snapshots(Callback):
-    "Remember what a segmentation network predicts for a few images, and what a few chains look like, after some epochs and at the end."
+    "Remember what a network predicts for a few images, and what a few chains look like, after some epochs and at the end."
 
     def __init__(
         self,
@@ -62,7 +62,8 @@ class Snapshots(Callback):
         show_labels: bool = True,  # in the picture; False where nobody may pass them on
         number: int = 4,  # of chains
     ):
-        self.images, self.labels = to_pixels(torch.from_numpy(np.ascontiguousarray(images))), torch.from_numpy(np.asarray(labels))
+        self.images = to_pixels(torch.from_numpy(np.ascontiguousarray(images)))
+        self.labels = torch.from_numpy(np.asarray(labels))
         self.classes, self.epochs, self.show_labels, self.number = classes, epochs, show_labels, number
         self.maps: dict[int, Tensor] = {}  # uint8 [N, H, W] by completed epochs
         self.chains: dict[int, Tensor] = {}  # [at most `number`, C, H, W]
