@@ -84,22 +84,19 @@ def jem_objective(
                    dice_weight=dice_weight,
                    joint_weight=joint_weight, regularizer_weight=regularizer_weight,
                    autocorrelation_weight=autocorrelation_weight)
-    terms = (
-        Marginal(marginal_weight, generation_loss, energy_scale),
-        Regularization(regularizer_weight, regularizer, reduction),
-        AutocorrelationMatch(autocorrelation_weight, autocorrelation),
-        Joint(joint_weight, generation_loss, energy_scale),
-    )
-    for term, name in ((terms[1], f"regularizer {regularizer!r}"),
-                       (terms[2], f"autocorrelation_weight {autocorrelation_weight}")):
+    marginal, joint = (kind(weight, generation_loss, energy_scale)
+                       for kind, weight in ((Marginal, marginal_weight), (Joint, joint_weight)))
+    penalty = Regularization(regularizer_weight, regularizer, reduction)
+    match = AutocorrelationMatch(autocorrelation_weight, autocorrelation)
+    for term, name in ((penalty, f"regularizer {regularizer!r}"), (match, f"autocorrelation_weight {match.weight}")):
         if term.weight and not marginal_weight:
             raise ValueError(f"{name} with marginal_weight 0: expected a positive weight, for it reads that term's "
                              "energies")
     if dice_weight and not classification_weight:
         raise ValueError(f"dice_weight {dice_weight} with classification_weight 0: expected a positive weight, "
                          "for Dice is a part of that term")
-    classification = Classification(classification_weight, dice_weight)
-    return Objective((classification, *(term for term in terms if term.weight)), aggregation)
+    chosen = (term for term in (marginal, penalty, match, joint) if term.weight)
+    return Objective((Classification(classification_weight, dice_weight), *chosen), aggregation)
 
 # %% ../../nbs/04_energy/13_objective.ipynb #0ccbb5e8
 def _check_weights(**weights: float) -> None:

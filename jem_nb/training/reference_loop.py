@@ -24,8 +24,7 @@ from .trainer import Trainer
 # %% ../../nbs/06_training/09_reference_loop.ipynb #62015271
 @dataclass
 class ReferenceTrainer(Trainer):
-    """Trains classifiers as the reference does: three passes, channels first, the graph retained through each chain
-    step."""
+    "Trains classifiers as the reference does: three passes, channels first, the graph kept through each chain step."
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,20 +42,17 @@ class ReferenceTrainer(Trainer):
         labelled, targets = next(self.labelled.epoch(self.epoch, number))
         classification = F.cross_entropy(self.network(labelled.to(device).contiguous()), targets.to(device))
         gap = energy_real.mean() - energy_generated.mean()
-        penalty = sum(
-            (
-                term.weight * regularization(term.regularizer, energy_real, energy_generated, images, term.reduction)
-                for term in self.objective.terms
-                if isinstance(term, Regularization)
-            ),
-            energy_real.new_zeros(()),
-        )
+        penalty = energy_real.new_zeros(())
+        for term in self.objective.terms:
+            if isinstance(term, Regularization):
+                penalty = term.weight * regularization(
+                    term.regularizer, energy_real, energy_generated, images, term.reduction
+                )
         loss = classification + gap + penalty
         self.measures |= sample_statistics(generated) | {
             "loss": loss.item(), "classification": classification.item(), "generation": gap.item(),
             "regularization": penalty.item(), "energy_real": energy_real.mean().item(),
-            "energy_generated": energy_generated.mean().item(), "gap": gap.item(), "learning_rate": rate,
-        }
+            "energy_generated": energy_generated.mean().item(), "gap": gap.item(), "learning_rate": rate}
         for passes, batch in ((2 * self.sampler.steps, generated), (3, images), (3, generated), (3, labelled)):
             self._spend(passes, batch)
         self._call("after_losses")
@@ -80,8 +76,6 @@ class ReferenceTrainer(Trainer):
         self.network.train()
         self.chains = x.detach()
         self.buffer.put(slots, self.chains)
-        self.measures = {
-            "chain_gradient": sum(norms) / max(1, len(norms)),
-            "chain_movement": (self.chains - start).square().mean().sqrt().item(),
-        }
+        self.measures = {"chain_gradient": sum(norms) / max(1, len(norms)),
+                         "chain_movement": (self.chains - start).square().mean().sqrt().item()}
         return self.chains

@@ -53,8 +53,8 @@ SNAPSHOT_EPOCHS = (1, 3, 6, 10, 30, 100, 300, 1000)
 
 
 class Snapshots(Callback):
-    """Remember what a segmentation network predicts for a few images, and what a few chains look like, after some
-    epochs and at the end."""
+    """Remember what a network predicts for a few images, and what a few chains look like, after some epochs and at the
+    end."""
 
     def __init__(
         self,
@@ -65,10 +65,8 @@ class Snapshots(Callback):
         show_labels: bool = True,  # in the picture; False where nobody may pass them on
         number: int = 4,  # of chains
     ):
-        self.images, self.labels = (
-            to_pixels(torch.from_numpy(np.ascontiguousarray(images))),
-            torch.from_numpy(np.asarray(labels)),
-        )
+        self.images = to_pixels(torch.from_numpy(np.ascontiguousarray(images)))
+        self.labels = torch.from_numpy(np.asarray(labels))
         self.classes, self.epochs, self.show_labels, self.number = classes, epochs, show_labels, number
         self.maps: dict[int, Tensor] = {}  # uint8 [N, H, W] by completed epochs
         self.chains: dict[int, Tensor] = {}  # [at most `number`, C, H, W]
