@@ -229,6 +229,37 @@ def broken_links() -> list[str]:
             for path, words in pages.items() for link in to_file.findall(words) if not (path.parent / link).exists()]
 
 
+WIDEST, LONGEST_CELL, LONGEST_FUNCTION = 120, 40, 45  # columns, lines and lines
+
+
+def sizes() -> list[str]:
+    "Lines, cells and functions can be read at a glance; a table's row and a class are as long as they are."
+    problems = []
+    for path in notebooks_in(ROOT / "nbs"):
+        for cell in json.loads(path.read_text())["cells"]:
+            place, lines = f"{path.relative_to(ROOT)}, cell {cell['id']}", "".join(cell["source"]).splitlines()
+            wide = [line for line in lines if len(line) > WIDEST and not line.startswith("|")]
+            problems += [f"{place}: {len(line)} columns, expected at most {WIDEST}: {line[:60]}" for line in wide]
+            if cell["cell_type"] == "code":
+                problems += [f"{place}: {problem}" for problem in sizes_of_code(lines)]
+    return problems
+
+
+def sizes_of_code(lines: list[str]) -> list[str]:
+    "What is too long in a cell of code."
+    module = ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in lines))
+    functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    problems = [
+        f"{name} has {length} lines, expected at most {LONGEST_FUNCTION}"
+        for name, length in lengths.items() if length > LONGEST_FUNCTION
+    ]
+    # a class or a function is not divided among cells
+    if len(lines) > LONGEST_CELL and not any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in module.body):
+        problems.append(f"{len(lines)} lines, expected at most {LONGEST_CELL}; divide it")
+    return problems
+
+
 def records() -> list[str]:
     from jem_nb.experiments.record_command import packed_runs
     from jem_nb.experiments.record_packs import open_pack
