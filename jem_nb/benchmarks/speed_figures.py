@@ -171,6 +171,45 @@ def _seconds_axis(panel: plt.Axes, label: str) -> None:
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     panel.minorticks_off()
 
+# %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #a46f4b71
+def _medians(runs: pd.DataFrame, column: str) -> pd.Series:  # by recipe
+    "Median over all runs, those that never met the goal included, as infinite."
+    return runs.groupby("recipe", sort=False)[column].agg(lambda values: values.fillna(np.inf).median())
+
+
+def _goals_panel(panel: plt.Axes, runs: pd.DataFrame, colors: Mapping[str, str]) -> None:  # colors by recipe
+    "When the runs of each recipe met the whole goal, a line of dots a recipe."
+    medians = _medians(runs, "seconds")
+    for row, recipe in enumerate(colors):
+        some = runs[runs["recipe"] == recipe]
+        panel.plot(some["seconds"], np.full(len(some), row), "o", color=colors[recipe], markersize=4)
+        if np.isfinite(medians[recipe]):
+            panel.plot([medians[recipe]] * 2, [row - 0.3, row + 0.3], color=colors[recipe], lw=1.5)
+    _seconds_axis(panel, "seconds of one core to the goal")
+    panel.set(
+        yticks=range(len(colors)),
+        yticklabels=[
+            f"{recipe}, {runs[runs['recipe'] == recipe]['reached'].sum()} of {(runs['recipe'] == recipe).sum()}"
+            for recipe in colors
+        ],
+    )
+    panel.invert_yaxis()
+
+# %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #7f9ca6ad
+def _quality_finding(runs: pd.DataFrame, recipes: Sequence[str], accuracy: float) -> str:
+    "How many times faster than the first recipe the others are accurate, and how many runs met the whole goal."
+    first, *others = recipes
+    seconds = _medians(runs, "seconds_accurate")
+    reached = ", ".join(f"{recipe} {int(runs.loc[runs['recipe'] == recipe, 'reached'].sum())}" for recipe in recipes)
+    text = ", ".join(
+        f"{recipe} {seconds[first] / seconds[recipe]:.1f}"
+        for recipe in others
+        if np.isfinite(seconds[first]) and np.isfinite(seconds[recipe])
+    )
+    return (
+        f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else ""
+    ) + f"Runs that met the whole goal: {reached}"
+
 # %% ../../nbs/11_benchmarks/04_speed_figures.ipynb #7a20b09b
 @plt.rc_context(STYLE)
 def plot_quality(
@@ -197,33 +236,6 @@ def plot_quality(
         panel.axhline(goal, color="0.4", lw=0.8, ls="--")
         panel.set_ylabel(label)
         _seconds_axis(panel, "seconds of one core")
-    # over all runs
-    medians = runs.groupby("recipe", sort=False)["seconds"].agg(lambda values: values.fillna(np.inf).median())
-    for row, recipe in enumerate(curves):
-        some = runs[runs["recipe"] == recipe]
-        axes[0, 2].plot(some["seconds"], np.full(len(some), row), "o", color=colors[recipe], markersize=4)
-        if np.isfinite(medians[recipe]):
-            axes[0, 2].plot([medians[recipe]] * 2, [row - 0.3, row + 0.3], color=colors[recipe], lw=1.5)
-    _seconds_axis(axes[0, 2], "seconds of one core to the goal")
-    axes[0, 2].set(
-        yticks=range(len(curves)),
-        yticklabels=[
-            f"{recipe}, {runs[runs['recipe'] == recipe]['reached'].sum()} of {(runs['recipe'] == recipe).sum()}"
-            for recipe in curves
-        ],
-    )
-    axes[0, 2].invert_yaxis()
-    first, *others = curves
-    seconds = runs.groupby("recipe", sort=False)["seconds_accurate"].agg(lambda values: values.fillna(np.inf).median())
-    reached = ", ".join(f"{recipe} {int(runs.loc[runs['recipe'] == recipe, 'reached'].sum())}" for recipe in curves)
-    text = ", ".join(
-        f"{recipe} {seconds[first] / seconds[recipe]:.1f}"
-        for recipe in others
-        if np.isfinite(seconds[first]) and np.isfinite(seconds[recipe])
-    )
-    add_title(
-        figure,
-        (f"Times fewer seconds to {accuracy:g} % accuracy than {first}: {text}. " if text else "")
-        + f"Runs that met the whole goal: {reached}",
-    )
+    _goals_panel(axes[0, 2], runs, colors)
+    add_title(figure, _quality_finding(runs, list(curves), accuracy))
     return figure

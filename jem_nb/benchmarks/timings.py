@@ -208,16 +208,47 @@ def time_imports(repeats: int = 3) -> dict[str, list[float]]:  # wall seconds by
                 seconds[names].append(time.perf_counter() - began)
     return seconds
 
-# %% ../../nbs/11_benchmarks/03_timings.ipynb #60409a87
+# %% ../../nbs/11_benchmarks/03_timings.ipynb #f9093b35
 Tasks = dict[str, dict[str, Callable[[], object]]]  # by what is measured, and by name
 SMALL = {"batch_size": 8, "steps": 2, "image_size": 16, "buffer_size": 200}  # a rehearsal in seconds, for tests
 DEPTHS = ("convnet-32", "wrn-10-1", "wrn-16-1", "wrn-22-1", "wrn-28-1", "wrn-40-1")  # for errors by number of layers
 
 
+def _setting(small: bool, network: str, **fields) -> RunConfig:
+    "What a network is timed with."
+    return timing_config(network, **(SMALL if small else {}) | fields)
+
+
+def _fewer(small: bool, repeats: int, network: str) -> int:
+    "How often a network is timed: a large one only once."
+    return repeats if forward_flop(_setting(small, network)) < 5e8 else 1
+
+# %% ../../nbs/11_benchmarks/03_timings.ipynb #54ad4afb
+def _memory_tasks(networks: Sequence[str], repeats: int, small: bool) -> Tasks:
+    "What iterations take of memory, and what they gain by keeping it; nothing in a rehearsal."
+    weighed = {} if small else {name: VARIANTS[name] for name in ("reference", *OURS.values())}
+    return {
+        "memory": {
+            f"{network}, {name}": partial(
+                peak_memory, _setting(small, network, steps=2, **fields), 2, min(3, _fewer(small, repeats, network))
+            )
+            for network in networks
+            for name, fields in weighed.items()
+        },
+        "memory kept": {
+            f"{network}, {name}, {'kept' if keep else 'left'}": partial(
+                seconds_with_memory, _setting(small, network, **VARIANTS[name]), keep, 3
+            )
+            for network in ([] if small else networks[:1])
+            for name in ("reference", OURS[faster_precision()])
+            for keep in (False, True)
+        },
+    }
+
+# %% ../../nbs/11_benchmarks/03_timings.ipynb #60409a87
 def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compiled: bool) -> Tasks:
     "Our loop against the reference's: iterations, chain steps, parts, memory, precision."
-    def setting(network: str, **fields) -> RunConfig: return timing_config(network, **(SMALL if small else {}) | fields)
-    def fewer(network: str) -> int: return repeats if forward_flop(setting(network)) < 5e8 else 1  # of a large one
+    setting, fewer = partial(_setting, small), partial(_fewer, small, repeats)
 
     def steps(network: str) -> dict[str, list[float]]:
         return seconds_in_turn(
@@ -231,7 +262,6 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
     def parts(network: str, variant: str) -> dict[str, float]:
         return seconds_by_part(speed_trainer(setting(network, **VARIANTS[variant])), 2)
 
-    weighed = {} if small else {name: VARIANTS[name] for name in ("reference", *OURS.values())}
     return {
         "iterations": {
             network: partial(time_iterations, setting(network), max(fewer(network), repeats - 1), fewer(network))
@@ -242,19 +272,7 @@ def comparison_tasks(networks: Sequence[str], repeats: int, small: bool, compile
         "convolutions bfloat16": {network: partial(alone, network, "bfloat16") for network in networks},
         "parts": {network: partial(parts, network, OURS["float32"]) for network in networks},
         "parts bfloat16": {network: partial(parts, network, OURS["bfloat16"]) for network in networks},
-        "memory": {
-            f"{network}, {name}": partial(peak_memory, setting(network, steps=2, **fields), 2, min(3, fewer(network)))
-            for network in networks
-            for name, fields in weighed.items()
-        },
-        "memory kept": {
-            f"{network}, {name}, {'kept' if keep else 'left'}": partial(
-                seconds_with_memory, setting(network, **VARIANTS[name]), keep, 3
-            )
-            for network in ([] if small else networks[:1])
-            for name in ("reference", OURS[faster_precision()])
-            for keep in (False, True)
-        },
+        **_memory_tasks(networks, repeats, small),
         "noise": {"": partial(seconds_in_turn, noise_variants(), repeats)},
         "precision": {
             f"{network}, {name}": partial(precision_errors, network, name)

@@ -87,38 +87,53 @@ def check_together(config: Any) -> None:  # of `07_experiments/08_config`, a Run
     check_work(config)
     check_segmentation(config)
 
-# %% ../../nbs/07_experiments/06_config_checks.ipynb #267949cd
-def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
-    "Raise ValueError where ways of saving work do not go together, or with the loop."
-    if config.loop == "reference":
-        plain = {
-            "precision": "float32", "classification_weight": 1.0, "marginal_weight": 1.0, "joint_weight": 0.0,
-            "class_conditional": False, "chain_clamp": None, "gradient_clamp": None, "chains_per_image": 1.0,
-            "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1,
-            "generation_loss": "contrastive", "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0,
-            "feedback": "none", "restarts": 0,
-        }
-        for name, value in plain.items():
-            if getattr(config, name) != value:
-                raise ValueError(
-                    f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected "
-                    f"{value!r}"
-                )
-        if needs_gradient(config.regularizer):
-            without = " or ".join(repr(name) for name, penalty in PENALTIES.items() if penalty.needs_gradient)
+# %% ../../nbs/07_experiments/06_config_checks.ipynb #6e87528b
+_REFERENCE = {  # what loop 'reference', the plain one, expects of the fields that it does not know
+    "precision": "float32", "classification_weight": 1.0, "marginal_weight": 1.0, "joint_weight": 0.0,
+    "class_conditional": False, "chain_clamp": None, "gradient_clamp": None, "chains_per_image": 1.0,
+    "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1,
+    "generation_loss": "contrastive", "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0,
+    "feedback": "none", "restarts": 0,
+}
+
+
+def _check_reference(config: Any) -> None:
+    "The reference loop knows one objective, and no way of saving work."
+    if config.loop != "reference":
+        return
+    for name, value in _REFERENCE.items():
+        if getattr(config, name) != value:
             raise ValueError(
-                f"regularizer is {config.regularizer!r} with loop 'reference': expected one without {without}"
+                f"{name} is {getattr(config, name)!r} with loop 'reference', which is the plain one: expected "
+                f"{value!r}"
             )
+    if needs_gradient(config.regularizer):
+        without = " or ".join(repr(name) for name, penalty in PENALTIES.items() if penalty.needs_gradient)
+        raise ValueError(
+            f"regularizer is {config.regularizer!r} with loop 'reference': expected one without {without}"
+        )
+
+# %% ../../nbs/07_experiments/06_config_checks.ipynb #acd9e165
+def _check_feedback(config: Any) -> None:
+    "Feedback is on samples of p(x), so chains must draw them."
     if config.feedback != "none" and (config.joint_weight or not config.marginal_weight):
         raise ValueError(
             f"feedback is {config.feedback!r} with marginal_weight {config.marginal_weight:g} and joint_weight "
             f"{config.joint_weight:g}: it is on samples of p(x); expected a positive one and 0"
         )
+
+
+def _check_images_at_once(config: Any) -> None:
+    "Batch statistics need the whole batch at once."
     if config.images_at_once and config.normalization == "batch":
         raise ValueError(
             "images_at_once with normalization 'batch': its statistics are those of a whole batch; expected 'none' or "
             "'group', or no images_at_once"
         )
+
+
+def _check_coarse_epochs(config: Any) -> None:
+    "Coarse epochs halve the images, and fine ones must follow."
     if config.coarse_epochs and (
         config.image_size % 2 or config.image_size < 16 or config.coarse_epochs >= config.epochs
     ):
@@ -126,15 +141,19 @@ def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConf
             f"coarse_epochs is {config.coarse_epochs} with image_size {config.image_size} and {config.epochs} epochs: "
             "expected an even size of at least 16, and fewer coarse epochs than epochs"
         )
-    if (chains := config.work.economy().chains(config.batch_size)) > config.buffer_size:
-        raise ValueError(f"buffer_size is {config.buffer_size}: expected at least {chains}, the chains of a batch")
-    if config.ranks > 1:
-        check_ranks(config)
+
+# %% ../../nbs/07_experiments/06_config_checks.ipynb #5119aca6
+def _check_average(config: Any) -> None:
+    "Weights can be averaged, but not what a normalization remembers beside them."
     if config.average_decay is not None and config.normalization in ("batch", "spectral"):
         raise ValueError(
             f"average_decay with normalization {config.normalization!r}, which has a memory beside the weights: "
             "expected 'none' or 'group', or no average"
         )
+
+
+def _check_restarts(config: Any) -> None:
+    "A restart watches the gap, and goes back to chains of the same size."
     if config.restarts and not (config.marginal_weight or config.joint_weight):
         raise ValueError(
             f"restarts is {config.restarts} without a generative loss, so there is no gap to watch: expected "
@@ -145,6 +164,20 @@ def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConf
             f"restarts is {config.restarts} with coarse_epochs {config.coarse_epochs}: a run cannot go back to before "
             "its chains were enlarged; expected one of them to be 0"
         )
+
+# %% ../../nbs/07_experiments/06_config_checks.ipynb #267949cd
+def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
+    "Raise ValueError where ways of saving work do not go together, or with the loop."
+    _check_reference(config)
+    _check_feedback(config)
+    _check_images_at_once(config)
+    _check_coarse_epochs(config)
+    if (chains := config.work.economy().chains(config.batch_size)) > config.buffer_size:
+        raise ValueError(f"buffer_size is {config.buffer_size}: expected at least {chains}, the chains of a batch")
+    if config.ranks > 1:
+        check_ranks(config)
+    _check_average(config)
+    _check_restarts(config)
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #c0ffee61
 def check_ranks(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig

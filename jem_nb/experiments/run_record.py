@@ -37,48 +37,63 @@ HISTORY = (
     "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight",
 )
 
+# %% ../../nbs/07_experiments/13_run_record.ipynb #bef6c29f
+def _outcome(config: RunConfig, trainer: Trainer, history: History) -> dict:  # JSON types
+    "How a run ended, how far it came, and how well its network classified."
+    # from the untrained network on, as the run saw them; tables count completed epochs only
+    accuracies = [evaluation["validation_accuracy"] for evaluation in trainer.evaluations]
+    diverged = {
+        "iteration": trainer.iteration, "epoch": trainer.epoch,
+        "side": side_that_ran(history.rows, 100.0 * config.energy_scale),
+        "reason": trainer.stopped,
+    }
+    return {
+        "status": "diverged" if trainer.stopped else "completed",
+        "diverged_at": diverged if trainer.stopped else None,
+        "iterations": trainer.iteration,
+        "iterations_planned": config.epochs * config.iterations_per_epoch,
+        "iterations_per_epoch": config.iterations_per_epoch,
+        "epochs_completed": trainer.epoch,
+        "epochs_planned": config.epochs,
+        "best_validation_accuracy": max(accuracies),
+        "final_validation_accuracy": accuracies[-1],
+        "evaluations": trainer.evaluations,
+    }
+
+# %% ../../nbs/07_experiments/13_run_record.ipynb #aeeee135
+def _course(
+    config: RunConfig, trainer: Trainer, history: History, restart: Restart, train: ImageDataset
+) -> dict:  # JSON types
+    "How long a run took, and what it went through."
+    # all of a short run of a classifier, for the study of alarms: |gap| of every iteration that was computed, those
+    # taken back included
+    short = trainer.computed <= 1800 and not train.segmentation
+    return {
+        "seconds": round(trainer.seconds, 3),
+        "seconds_per_epoch": round(trainer.seconds / trainer.computed * config.iterations_per_epoch, 3),
+        "history": history.thinned(HISTORY),
+        "gaps": [five_digits(gap) for gap in restart.executed] if short else None,
+        "restarts": restart.events,
+        "restart_seconds": {name: round(seconds, 3) for name, seconds in restart.seconds.items()},
+    }
+
 # %% ../../nbs/07_experiments/13_run_record.ipynb #4eac8071
 def make_record(
     config: RunConfig, experiment: str, trainer: Trainer, history: History, restart: Restart, train: ImageDataset,
     validation: ImageDataset,
 ) -> tuple[dict, bytes]:  # JSON types, and a picture of samples
     "What is kept of a finished run."
-    # from the untrained network on, as the run saw them; tables count completed epochs only
-    accuracies = [evaluation["validation_accuracy"] for evaluation in trainer.evaluations]
     # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
     kept = trainer.buffer.samples(1000) if train.segmentation else trainer.buffer.images
     samples = kept if trainer.stopped is None or trainer.chains is None else trainer.chains
     real = trainer.economy.resolution(
         to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:2]))).to(samples), trainer.epoch
     )
-    diverged = {
-        "iteration": trainer.iteration, "epoch": trainer.epoch,
-        "side": side_that_ran(history.rows, 100.0 * config.energy_scale),
-        "reason": trainer.stopped,
-    }
     record = (
-        {
-            "run_id": config.run_id, "experiment": experiment, "identity": config.identity, "config": config.as_json(),
-            "status": "diverged" if trainer.stopped else "completed",
-            "diverged_at": diverged if trainer.stopped else None,
-            "iterations": trainer.iteration,
-            "iterations_planned": config.epochs * config.iterations_per_epoch,
-            "iterations_per_epoch": config.iterations_per_epoch,
-            "epochs_completed": trainer.epoch,
-            "epochs_planned": config.epochs,
-            "best_validation_accuracy": max(accuracies),
-            "final_validation_accuracy": accuracies[-1],
-            "evaluations": trainer.evaluations,
-            "seconds": round(trainer.seconds, 3),
-            "seconds_per_epoch": round(trainer.seconds / trainer.computed * config.iterations_per_epoch, 3),
-            "history": history.thinned(HISTORY),
-            # all of a short run of a classifier, for the study of alarms: |gap| of every iteration that was computed,
-            # those taken back included
-            "gaps": [five_digits(gap) for gap in restart.executed]
-            if trainer.computed <= 1800 and not train.segmentation
-            else None,
-            "restarts": restart.events,
-            "restart_seconds": {name: round(seconds, 3) for name, seconds in restart.seconds.items()},
+        {"run_id": config.run_id, "experiment": experiment, "identity": config.identity, "config": config.as_json()}
+        | _outcome(config, trainer, history)
+        | _course(config, trainer, history, restart, train)
+        | {
             "samples": sample_statistics(samples.cpu()),
             "landscape": energy_landscape(trainer.network, real, samples[0], aggregation=config.aggregation),
             "data": train.provenance,

@@ -109,6 +109,54 @@ def footprint(
         west, east = longitudes[longitudes > 0].min(), longitudes[longitudes <= 0].max()
     return geometry, [float(west), float(latitudes.min()), float(east), float(latitudes.max())]
 
+# %% ../../nbs/09_maps/05_stac_item.ipynb #419c5dfe
+def _place(file: DatasetReader) -> dict:  # JSON types, with the prefix proj:
+    "The grid of a map; a reference system that has no code is written out."
+    code, wkt = file.crs.to_authority(), file.crs.to_wkt(version="WKT2_2019")
+    return {
+        "proj:code": ":".join(code) if code else None, "proj:shape": list(file.shape),
+        "proj:transform": list(file.transform)[:6],
+    } | ({} if code else {"proj:wkt2": wkt})
+
+
+def _layers(file: DatasetReader, trained: TrainedNetwork) -> list[dict]:  # JSON types
+    "What each layer of a map holds."
+    tags = file.tags()
+    layers = [
+        {"name": name.replace(" ", "_"), "description": name, "data_type": "float32", "nodata": "nan"}
+        for name in file.descriptions
+    ]
+    layers[0]["classification:classes"] = _classes(trained)
+    layers[-3] |= {"description": "energy: negative log-sum-exp of the logits"}
+    layers[-2] |= {"description": "entropy of the class probabilities", "unit": "nat"}
+    layers[-1] |= {
+        "description": f"1 where the energy is at most {float(tags['JEM_ENERGY_THRESHOLD']):.6g}, which "
+                       f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, else 0"
+    }
+    return layers
+
+# %% ../../nbs/09_maps/05_stac_item.ipynb #065f189c
+def _map_asset(path: Path, name: str, layers: list[dict]) -> dict:  # JSON types
+    "The map itself, which lies beside its item."
+    return {
+        "href": f"./{path.name}",
+        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+        "roles": ["data"],
+        "title": name,
+        "bands": layers,
+    }
+
+
+def _weights_asset(path: Path, weights: str | Path) -> dict:  # JSON types
+    "The weights that made a map, as seen from the map's folder."
+    return {
+        "href": Path(os.path.relpath(weights, path.parent)).as_posix(),
+        "type": "application/octet-stream; framework=pytorch",
+        "roles": ["mlm:model", "mlm:weights"],
+        "title": "weights (safetensors)",
+        "mlm:artifact_type": "safetensors.torch.save_file",
+    }
+
 # %% ../../nbs/09_maps/05_stac_item.ipynb #c6386470
 def map_item(
     path: str | Path,  # of a map, as `write_map` makes it
@@ -119,23 +167,7 @@ def map_item(
     "The STAC item of a map."
     path = Path(path)
     with rasterio.open(path) as file:
-        tags, (geometry, bbox) = file.tags(), footprint(file)
-        code, wkt = file.crs.to_authority(), file.crs.to_wkt(version="WKT2_2019")
-        place = {
-            "proj:code": ":".join(code) if code else None, "proj:shape": list(file.shape),
-            "proj:transform": list(file.transform)[:6],
-        } | ({} if code else {"proj:wkt2": wkt})
-        layers = [
-            {"name": name.replace(" ", "_"), "description": name, "data_type": "float32", "nodata": "nan"}
-            for name in file.descriptions
-        ]
-    layers[0]["classification:classes"] = _classes(trained)
-    layers[-3] |= {"description": "energy: negative log-sum-exp of the logits"}
-    layers[-2] |= {"description": "entropy of the class probabilities", "unit": "nat"}
-    layers[-1] |= {
-        "description": f"1 where the energy is at most {float(tags['JEM_ENERGY_THRESHOLD']):.6g}, which "
-                       f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, else 0"
-    }
+        (geometry, bbox), place, layers = footprint(file), _place(file), _layers(file, trained)
     name = f"{len(layers)} layers by {trained.config.network}"
     return {
         "type": "Feature", "stac_version": "1.1.0",
@@ -153,22 +185,7 @@ def map_item(
         | place
         | model_properties(trained),
         "links": [],
-        "assets": {
-            "map": {
-                "href": f"./{path.name}",
-                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
-                "roles": ["data"],
-                "title": name,
-                "bands": layers,
-            },
-            "weights": {
-                "href": Path(os.path.relpath(weights, path.parent)).as_posix(),
-                "type": "application/octet-stream; framework=pytorch",
-                "roles": ["mlm:model", "mlm:weights"],
-                "title": "weights (safetensors)",
-                "mlm:artifact_type": "safetensors.torch.save_file",
-            },
-        },
+        "assets": {"map": _map_asset(path, name, layers), "weights": _weights_asset(path, weights)},
     }
 
 # %% ../../nbs/09_maps/05_stac_item.ipynb #33df4161

@@ -114,15 +114,17 @@ def _trajectory(panel: plt.Axes, history: Mapping, key: str, color: str, died: b
     if died and (finite := np.flatnonzero(np.isfinite(values))).size:
         panel.plot(history["iteration"][finite[-1]], values[finite[-1]], "x", color=color, markersize=4)
 
-# %% ../../nbs/08_reporting/07_arm_figures.ipynb #da0b4842
-@plt.rc_context(STYLE)
-def plot_trajectories(
-    records: Sequence[Mapping],  # finished records of one data set and preset
-    learning_rate: float | None = None,  # which to draw; the highest if None
-    cases: Sequence[str]
-    | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regulariser
-) -> Figure:
-    "Energies and gap of every run against the iteration: a column for each arm or case, a thin line for each seed."
+# %% ../../nbs/08_reporting/07_arm_figures.ipynb #ac55d7cf
+_TRAJECTORIES = {  # names in a history, and labels of axes
+    "energy_real": "E(x), real (nats)", "energy_generated": "E(x'), generated (nats)",
+    "gap": "gap E(x) − E(x') (nats)",
+}
+
+
+def _runs_of_rate(
+    records: Sequence[Mapping], learning_rate: float | None, cases: Sequence[str] | None
+) -> tuple[pd.DataFrame, float]:  # a row a run, labelled by its arm or case, and the learning rate of all
+    "The runs of one learning rate, the highest if None."
     runs = (
         _ordered(run_table(records))
         if cases is None
@@ -135,6 +137,18 @@ def plot_trajectories(
             f"no run has the learning rate {rate:g}: expected one of "
             f"{sorted({record['config']['learning_rate'] for record in records})}"
         )
+    return runs, rate
+
+# %% ../../nbs/08_reporting/07_arm_figures.ipynb #da0b4842
+@plt.rc_context(STYLE)
+def plot_trajectories(
+    records: Sequence[Mapping],  # finished records of one data set and preset
+    learning_rate: float | None = None,  # which to draw; the highest if None
+    cases: Sequence[str]
+    | None = None,  # an experiment's own name for what each record is of, for arms that are more than a regulariser
+) -> Figure:
+    "Energies and gap of every run against the iteration: a column for each arm or case, a thin line for each seed."
+    runs, rate = _runs_of_rate(records, learning_rate, cases)
     labels = (
         runs["label"].unique()
         if cases is None
@@ -142,12 +156,8 @@ def plot_trajectories(
     )
     colors = {label: arm_style(label)["color"] if cases is None else "#000000" for label in labels}
     histories = {record["run_id"]: record["history"] for record in records}
-    quantities = {
-        "energy_real": "E(x), real (nats)", "energy_generated": "E(x'), generated (nats)",
-        "gap": "gap E(x) − E(x') (nats)",
-    }
     figure, axes = new_panels(3, len(labels), (min(9, 3.6 + 1.6 * len(labels)), 5.6), sharex=True, sharey="row")
-    for (key, name), row in zip(quantities.items(), axes):
+    for (key, name), row in zip(_TRAJECTORIES.items(), axes):
         for label, panel in zip(labels, row):
             panel.axhline(0, color="0.8", linewidth=0.6, zorder=0)
             for run in runs[runs["label"] == label].itertuples():
@@ -237,6 +247,32 @@ def plot_samples(
     add_title(figure, f"Samples at the end of {len(pictures)} runs, {completed} of which completed")
     return figure
 
+# %% ../../nbs/08_reporting/07_arm_figures.ipynb #a7ee16f1
+def _accuracy_panel(panel: plt.Axes, table: pd.DataFrame, labels: Sequence[str]) -> None:
+    "The arms of one learning rate, each on its line, and how many of their runs died."
+    for row in table.to_dict("records"):
+        at, style = labels.index(row["label"]), arm_style(row["label"]) | {"linestyle": "none"}
+        panel.errorbar(row["accuracy_mean"], at, xerr=np.nan_to_num(row["accuracy_std"]), capsize=3, **style)
+        panel.plot(row.get("talk_accuracy", np.nan), at, markerfacecolor="white", markersize=7, zorder=0, **style)
+        panel.annotate(
+            f"{row['diverged']} of {row['runs']}", (1.02, at), xycoords=("axes fraction", "data"), va="center",
+            fontsize=7, annotation_clip=False,
+        )
+    panel.annotate(
+        "diverged", (1.02, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=7, annotation_clip=False
+    )
+
+
+def _accuracy_finding(table: pd.DataFrame) -> str:
+    "One sentence: the arm of the highest mean accuracy."
+    if not table["accuracy_mean"].notna().any():
+        return "No run reached an evaluation"
+    best = table.loc[table["accuracy_mean"].idxmax()]
+    return (
+        f"Highest mean accuracy: {best['accuracy_mean']:.1f} % with {best['label']} at learning rate "
+        f"{best['learning_rate']:g}"
+    )
+
 # %% ../../nbs/08_reporting/07_arm_figures.ipynb #d873caca
 @plt.rc_context(STYLE)
 def plot_accuracy(
@@ -252,17 +288,7 @@ def plot_accuracy(
     labels, rates = list(table["label"].unique()), sorted(set(table["learning_rate"]), reverse=True)
     figure, axes = new_panels(1, len(rates), (1.5 + 3.6 * len(rates), 1.6 + 0.36 * len(labels)), sharey=True)
     for rate, panel in zip(rates, axes[0]):
-        for row in table[table["learning_rate"] == rate].to_dict("records"):
-            at, style = labels.index(row["label"]), arm_style(row["label"]) | {"linestyle": "none"}
-            panel.errorbar(row["accuracy_mean"], at, xerr=np.nan_to_num(row["accuracy_std"]), capsize=3, **style)
-            panel.plot(row.get("talk_accuracy", np.nan), at, markerfacecolor="white", markersize=7, zorder=0, **style)
-            panel.annotate(
-                f"{row['diverged']} of {row['runs']}", (1.02, at), xycoords=("axes fraction", "data"), va="center",
-                fontsize=7, annotation_clip=False,
-            )
-        panel.annotate(
-            "diverged", (1.02, -0.8), xycoords=("axes fraction", "data"), va="center", fontsize=7, annotation_clip=False
-        )
+        _accuracy_panel(panel, table[table["learning_rate"] == rate], labels)
         panel.set(
             xlim=(0, 100), ylim=(len(labels) - 0.4, -0.6), xlabel="best validation accuracy (%)",
             title=f"learning rate {rate:g}",
@@ -276,12 +302,5 @@ def plot_accuracy(
         for name, fill in keys.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    best = table.loc[table["accuracy_mean"].idxmax()] if table["accuracy_mean"].notna().any() else None
-    add_title(
-        figure,
-        "No run reached an evaluation"
-        if best is None
-        else f"Highest mean accuracy: {best['accuracy_mean']:.1f} % with {best['label']} at learning rate "
-             f"{best['learning_rate']:g}",
-    )
+    add_title(figure, _accuracy_finding(table))
     return figure

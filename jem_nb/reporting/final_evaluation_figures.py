@@ -110,6 +110,22 @@ def summary(
         .reset_index()
     )
 
+# %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #01e5c19c
+def _scores_by_share(panel: plt.Axes, runs: pd.DataFrame, column: str) -> None:
+    "Means and runs of each model in one panel, dashed with temperature; accuracy does not depend on it."
+    for model, color in MODEL_COLORS.items():
+        for scaled in ((False, True) if column != "accuracy" else (False,)):
+            some = runs[(runs["model"] == model) & (runs["temperature_scaled"] == scaled)]
+            if not len(some):
+                continue
+            mean = some.groupby("labels_percent")[column].mean()
+            panel.plot(
+                mean.index, mean, "--" if scaled else "-", color=color,
+                label=model + (", temperature" if scaled else ""), lw=1.2,
+            )
+            if not scaled:
+                panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
+
 # %% ../../nbs/08_reporting/12_final_evaluation_figures.ipynb #ef9aac1d
 @plt.rc_context(STYLE)
 def plot_labels(
@@ -130,20 +146,7 @@ def plot_labels(
     ]  # none that would run into the next
     for number, (row, (column, label)) in enumerate(zip(axes, quantities.items())):
         for panel, split in zip(row, splits):
-            for model, color in MODEL_COLORS.items():
-                for scaled in ((False, True) if column != "accuracy" else (False,)):
-                    some = runs[
-                        (runs["split"] == split) & (runs["model"] == model) & (runs["temperature_scaled"] == scaled)
-                    ]
-                    if not len(some):
-                        continue
-                    mean = some.groupby("labels_percent")[column].mean()
-                    panel.plot(
-                        mean.index, mean, "--" if scaled else "-", color=color,
-                        label=model + (", temperature" if scaled else ""), lw=1.2,
-                    )
-                    if not scaled:
-                        panel.plot(some["labels_percent"], some[column], ".", color=color, markersize=3)
+            _scores_by_share(panel, runs[runs["split"] == split], column)
             panel.set(
                 xscale="log", title="" if number else split,
                 xlabel="labelled images (%)" if number == len(axes) - 1 else "",

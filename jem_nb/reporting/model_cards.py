@@ -103,6 +103,40 @@ def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
         lines.append("- Trained without a generative loss: its energies were never taught anything.")
     return lines
 
+# %% ../../nbs/08_reporting/14_model_cards.ipynb #90121d99
+_APPLICATION = [
+    "```python",
+    "from jem_nb.experiments.trained_network import load_network",
+    "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]",
+    "```",
+    "",
+    "    jem-map weights.safetensors IN.tif OUT.tif",
+]
+
+
+def _figures(config: RunConfig, record: dict, alike: Sequence[dict]) -> list[str]:
+    figures = card_figures(record, alike)
+    measured = (
+        f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over "
+        "runs that differ in their seed only."
+    )
+    return [measured, "", markdown_table(figures) if len(figures) else "None were measured."]
+
+
+def _protocol(config: RunConfig, record: dict) -> list[str]:
+    defaults = RunConfig().as_json()
+    changed = pd.DataFrame(
+        [{"field": name, "value": str(value)} for name, value in config.as_json().items() if value != defaults[name]]
+    )
+    return [
+        "What differs from the recipe of JEM's reference (`RunConfig`); none of it is needed to apply the network.",
+        "",
+        markdown_table(changed),
+        "",
+        f"{', '.join(f'{what} {number}' for what, number in record['versions'].items())}; commit "
+        f"{record['commit']}; {record['seconds']:,.0f} s on {record['device']}.",
+    ]
+
 # %% ../../nbs/08_reporting/14_model_cards.ipynb #807b9577
 def model_card(
     trained: TrainedNetwork, record: dict, alike: Sequence[dict]
@@ -110,21 +144,6 @@ def model_card(
     "The card of a network, from its record and those of its kind."
     config, name = trained.config, record["data"]["name"]
     task, each = ("image-segmentation", "pixel") if trained.segmentation else ("image-classification", "image")
-    defaults = RunConfig().as_json()
-    changed = pd.DataFrame(
-        [{"field": name, "value": str(value)} for name, value in config.as_json().items() if value != defaults[name]]
-    )
-    figures = card_figures(record, alike)
-    measured = (
-        f"At the end of training, on {config.validation_images:,} validation images; mean and standard deviation over "
-        "runs that differ in their seed only."
-    )
-    python = [
-        "```python",
-        "from jem_nb.experiments.trained_network import load_network",
-        "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]",
-        "```",
-    ]
     parts = {
         f"# {config.network}, a joint energy-based model of {name}": [
             f"Run `{record['run_id']}`, seed {config.seed}: a class for each {each}, and an energy that says how usual "
@@ -132,17 +151,10 @@ def model_card(
         ],
         "## Data and licence": _data(record["data"]),
         "## Input and output": _input(trained),
-        "## Figures": [measured, "", markdown_table(figures) if len(figures) else "None were measured."],
+        "## Figures": _figures(config, record, alike),
         "## Limits": _limits(record, alike),
-        "## How to load and apply it": [*python, "", "    jem-map weights.safetensors IN.tif OUT.tif"],
-        "## Protocol": [
-            "What differs from the recipe of JEM's reference (`RunConfig`); none of it is needed to apply the network.",
-            "",
-            markdown_table(changed),
-            "",
-            f"{', '.join(f'{what} {number}' for what, number in record['versions'].items())}; commit "
-            f"{record['commit']}; {record['seconds']:,.0f} s on {record['device']}.",
-        ],
+        "## How to load and apply it": _APPLICATION,
+        "## Protocol": _protocol(config, record),
     }
     header = [
         "---", f"pipeline_tag: {task}", "library_name: jem_nb", "tags: [energy-based-model, remote-sensing]", "---",

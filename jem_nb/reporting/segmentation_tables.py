@@ -28,6 +28,38 @@ def _last(record: Mapping, name: str) -> float:
     values = [value for value in record["history"].get(name, []) if value is not None]
     return float(values[-1]) if values else np.nan
 
+# %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #536b714c
+def _scores(record: Mapping, end: np.ndarray) -> dict[str, float]:  # percent
+    "The scores of a run: the best, those of its end, and those of its end by few pixels."
+    seen = [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]]
+    ends = {"miou": mean_iou(end), "accuracy": pixel_accuracy(end)}
+    best = {name: max([ends[name], *(evaluation[f"validation_{name}"] for evaluation in seen)]) for name in ends}
+    of_few = {
+        f"of_{count}_{limit}": few[place]
+        for count, few in record["segmentation"]["accuracy_of_few"].items()
+        if few
+        for limit, place in (("low", 0), ("high", 2))
+    }
+    return best | {f"{name}_end": value for name, value in ends.items()} | of_few
+
+
+def _at_end(record: Mapping, end: np.ndarray, taught: bool) -> dict[str, float | None]:
+    "What else is known of a run's end: calibration, energies and samples."
+    last, (low, high) = record["evaluations"][-1], record["segmentation"]["miou_interval"] or (None, None)
+    known = (
+        {"ece": last["validation_ece"], "f1": np.nanmean(f1_scores(end)), "miou_low": low, "miou_high": high}
+        if taught
+        else {}
+    )
+    known |= {
+        "energy_real": abs(_last(record, "energy_real")), "chain_movement": _last(record, "chain_movement"),
+        "gap": _last(record, "gap"),
+    }
+    if record["config"]["marginal_weight"] > 0:  # else the buffer holds nothing but noise
+        known |= {name: last.get(name) for name in ("sample_distance", "nearest_distance", "correlogram_distance")}
+        known |= {"saturated": record["saturated_percent"]}
+    return known
+
 # %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #e5befddc
 def segmentation_runs(
     records: Sequence[Mapping],  # finished records
@@ -42,53 +74,56 @@ def segmentation_runs(
                 f"run {record['run_id']} ({case}) has no mean IoU: expected a run on labels for each pixel, not on "
                 f"{record['config']['dataset']}"
             )
-        config, last, died, end = (
-            record["config"], record["evaluations"][-1], record["status"] == "diverged",
-            np.array(record["segmentation"]["confusion"]),
-        )
-        seen = [evaluation for evaluation in record["evaluations"] if evaluation["epoch"]]
-        taught, walked = config["classification_weight"] > 0, config["marginal_weight"] > 0
-        ends = {"miou": mean_iou(end), "accuracy": pixel_accuracy(end)}
-        scores = {
-            name: max([ends[name], *(evaluation[f"validation_{name}"] for evaluation in seen)]) for name in ends
-        } | {f"{name}_end": value for name, value in ends.items()}
-        scores |= {
-            f"of_{count}_{limit}": few[place]
-            for count, few in record["segmentation"]["accuracy_of_few"].items()
-            if few
-            for limit, place in (("low", 0), ("high", 2))
-        }
-        low, high = record["segmentation"]["miou_interval"] or (None, None)
-        at_end = (
-            {"ece": last["validation_ece"], "f1": np.nanmean(f1_scores(end)), "miou_low": low, "miou_high": high}
-            if taught
-            else {}
-        )
-        at_end |= {
-            "energy_real": abs(_last(record, "energy_real")), "chain_movement": _last(record, "chain_movement"),
-            "gap": _last(record, "gap"),
-        }
-        # the buffer of a run without generative loss holds nothing but noise
-        at_end |= (
-            {name: last.get(name) for name in ("sample_distance", "nearest_distance", "correlogram_distance")}
-            | {"saturated": record["saturated_percent"]}
-            if walked
-            else {}
-        )
+        config, died = record["config"], record["status"] == "diverged"
+        end, taught = np.array(record["segmentation"]["confusion"]), config["classification_weight"] > 0
         rows.append(
             {
                 "case": case, "run_id": record["run_id"], "seed": config["seed"], "died": died,
                 "epochs": record["epochs_completed"],
-                **{
-                    name: value if taught else np.nan for name, value in scores.items()
-                },  # a network that never saw a label has no score
+                # a network that never saw a label has no score
+                **{name: value if taught else np.nan for name, value in _scores(record, end).items()},
                 "commonest_class": 100 * end.sum(1).max() / end.sum(),
                 "reason": record["diverged_at"]["reason"] if died else None,
-                **{name: np.nan if died or value is None else float(value) for name, value in at_end.items()},
+                **{
+                    name: np.nan if died or value is None else float(value)
+                    for name, value in _at_end(record, end, taught).items()
+                },
                 "seconds": record["seconds"],
             }
         )
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+# %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #22943bea
+_OF_FEW = ("of_5_low", "of_5_high", "of_20_low", "of_20_high")
+_OF_SURVIVORS = (
+    "ece", "f1", "miou_low", "miou_high", "saturated", "sample_distance", "nearest_distance", "correlogram_distance",
+)
+
+
+def _summary(
+    config: Mapping,  # of the case
+    own: pd.DataFrame,  # all its runs
+    alive: pd.DataFrame,  # those that completed
+) -> dict[str, object]:
+    "Scores, ends and cost of one case, over its runs."
+    return {
+        "ended_by": next(iter(own["reason"].dropna().mode()), ""),
+        **{
+            f"{name}_{kind}": getattr(own[name], kind)()
+            for name in ("accuracy", "miou", "miou_end")
+            for kind in ("mean", "std")
+        },
+        "accuracy_end_mean": own["accuracy_end"].mean(),
+        "commonest_class": own["commonest_class"].iloc[0],
+        "energy": alive["energy_real"].median(),
+        "gap_end": alive["gap"].median(),
+        "chain_movement": alive["chain_movement"].median(),
+        "movement_floor": config["steps"] ** 0.5 * config["chain_noise"] if config["marginal_weight"] else np.nan,
+        **{f"{name}_mean": own[name].mean() for name in _OF_FEW},
+        **{f"{name}_mean": alive[name].mean() for name in _OF_SURVIVORS},
+        "correlogram_distance_std": alive["correlogram_distance"].std(),
+        "seconds": own["seconds"].median(),
+    }
 
 # %% ../../nbs/08_reporting/10_segmentation_tables.ipynb #6232b4d9
 def segmentation_table(
@@ -104,39 +139,14 @@ def segmentation_table(
     first = dict(reversed(list(zip(cases, records))))  # the first record of each case
     rows = []
     for case in (case for case in varied if case in first):
-        config, own, alive = (
-            first[case]["config"], runs[runs["case"] == case], runs[(runs["case"] == case) & ~runs["died"]],
-        )
+        config, own = first[case]["config"], runs[runs["case"] == case]
         rows.append(
             {
                 "case": case, **varied[case], "dataset": config["dataset"],
                 "tile": config["tile_size"] or config["image_size"], "image_size": config["image_size"],
                 "train_tiles": config["train_images"], "validation_tiles": config["validation_images"],
                 **survival.loc[case, ["runs", "diverged", "epochs_median", "epochs_planned", "side"]],
-                "ended_by": next(iter(own["reason"].dropna().mode()), ""),
-                **{
-                    f"{name}_{kind}": getattr(own[name], kind)()
-                    for name in ("accuracy", "miou", "miou_end")
-                    for kind in ("mean", "std")
-                },
-                "accuracy_end_mean": own["accuracy_end"].mean(),
-                "commonest_class": own["commonest_class"].iloc[0],
-                "energy": alive["energy_real"].median(),
-                "gap_end": alive["gap"].median(),
-                "chain_movement": alive["chain_movement"].median(),
-                "movement_floor": config["steps"] ** 0.5 * config["chain_noise"]
-                if config["marginal_weight"]
-                else np.nan,
-                **{f"{name}_mean": own[name].mean() for name in ("of_5_low", "of_5_high", "of_20_low", "of_20_high")},
-                **{
-                    f"{name}_mean": alive[name].mean()
-                    for name in (
-                        "ece", "f1", "miou_low", "miou_high", "saturated", "sample_distance", "nearest_distance",
-                        "correlogram_distance",
-                    )
-                },
-                "correlogram_distance_std": alive["correlogram_distance"].std(),
-                "seconds": own["seconds"].median(),
+                **_summary(config, own, own[~own["died"]]),
                 "seconds_per_epoch": survival.loc[case, "seconds_per_epoch"],
             }
         )
