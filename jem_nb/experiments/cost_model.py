@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRODUCT_RATES', 'COEFFICIENTS', 'forward_work', 'forward_flop', 'passes_per_iteration', 'iteration_flop', 'run_flop',
-           'product_rate', 'iteration_features', 'predicted_seconds', 'best_rates', 'faster_precision', 'run_seconds',
-           'cost_line']
+           'product_rate', 'iteration_features', 'predicted_seconds', 'best_rate', 'best_rates', 'faster_precision',
+           'run_seconds', 'cost_line']
 
 # %% ../../nbs/07_experiments/10_cost_model.ipynb #ff395986
 import time
@@ -130,16 +130,24 @@ def predicted_seconds(config: RunConfig, rate: float | None = None) -> float:  #
     return (
         sum(coefficient * feature for coefficient, feature in terms)
         * PRODUCT_RATES[config.precision]
-        / (rate or best_rates()[config.precision])
+        / (rate or best_rate(config.precision))
     )
 
 # %% ../../nbs/07_experiments/10_cost_model.ipynb #174b6371
-def best_rates(seconds: float = 0.1) -> dict[str, float]:  # floating point operations a second, by precision
+def best_rate(precision: str, seconds: float = 0.1) -> float:  # floating point operations a second
     "The rate of matrix products of the size that this processor likes best."
-    return {
-        precision: max(product_rate(seconds, precision, size) for size in (512, 1024, 2048))
-        for precision in PRODUCT_RATES
-    }
+    rates: list[float] = []
+    for size in (512, 1024, 2048):
+        # without units for a precision a large product takes up to a minute, and tells no more than a small one
+        if rates and 2 * size**3 / rates[-1] > 5 * seconds:
+            break
+        rates.append(product_rate(seconds, precision, size))
+    return max(rates)
+
+
+def best_rates(seconds: float = 0.1) -> dict[str, float]:  # by precision
+    "What this processor reaches in each precision."
+    return {precision: best_rate(precision, seconds) for precision in PRODUCT_RATES}
 
 
 def faster_precision() -> str:
