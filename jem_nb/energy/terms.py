@@ -141,8 +141,7 @@ class Joint(Term):
     def _known(self, labels: Tensor) -> Tensor:
         if labels.ndim > 1 and (missing := int((labels == IGNORED).sum())):
             raise ValueError(f"labels leave out {missing} pixels with joint_weight {self.weight}: E(x, y) needs the "
-                             "class of "
-                             "each pixel; label them all, or set joint_weight to 0")
+                             "class of each pixel; label them all, or set joint_weight to 0")
         return labels.long()
 
 # %% ../../nbs/04_energy/12_terms.ipynb #c849abc2
@@ -188,6 +187,5 @@ class AutocorrelationMatch(Term):
     def __call__(self, shared: SharedPass) -> Tensor:
         if shared.share("real") != 1:
             raise ValueError(f"autocorrelation_weight is {self.weight} for a part of a batch (share "
-                             f"{shared.share('real'):g}): "
-                             "it compares whole batches; process batches whole")
+                             f"{shared.share('real'):g}): it compares whole batches; process batches whole")
         return autocorrelation_mismatch(*shared.maps, self.autocorrelation)
