@@ -359,9 +359,8 @@ def readable(path: Path) -> list[str]:
     cells = json.loads(path.read_text())["cells"]
     texts = [source for cell in cells if not (source := "".join(cell["source"])).startswith("# Parameters\n")]
     for output in (output for cell in cells for output in cell.get("outputs", [])):
-        # what is printed comes in one piece or in several, as time has it
         texts += [
-            "".join(content).rstrip("\n")
+            "".join(content)
             for kind, content in (output.get("data", {}) | {"text": output.get("text", "")}).items()
             if kind != "image/png"
         ]
