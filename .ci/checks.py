@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,12 +301,20 @@ def rebuild(work: str) -> list[str]:
         shutil.rmtree(copy / "reports" / folder, ignore_errors=True)
     environment = os.environ | {"JEM_ROOT": str(copy), "PYTHONPATH": str(copy)}
     environment.pop("JEM_DATA", None)  # records are enough
-    for name, parameters in published_with().items():
+
+    def publish(name: str, parameters: dict) -> None:
         records_only = {"train_missing": False} if name.startswith("exp_") else {}
         given = parameters | records_only | {"publish": True}
         options = [part for key, value in given.items() for part in ("-p", key, str(value))]
         command = ["papermill", "--no-progress-bar", f"nbs/{name}.ipynb", f"{work}/{name}.ipynb", *options]
         subprocess.run(command, cwd=copy, check=True, env=environment)
+
+    pages = published_with()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: publish(name, pages[name]), (name for name in pages if name.startswith("exp_"))))
+    for name in pages:  # those that read others' tables
+        if not name.startswith("exp_"):
+            publish(name, pages[name])
     return [problem for path in published(ROOT) | published(copy) for problem in difference(ROOT / path, copy / path)]
 
 

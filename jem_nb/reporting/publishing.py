@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.files import require_writable, write_text
+from ..core.files import locked, require_writable, write_text
 from ..core.paths import repository_root
 from .stored_pictures import shrink_outputs
 from .styles import save_figure
@@ -193,12 +193,13 @@ class Publisher:
         if not self.write:
             return
         page = self.folder / where / "README.md"
-        before, start, rest = page.read_text().partition(f"<!-- {name} -->\n") if page.exists() else ("", "", "")
-        block, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise ValueError(f"{page} has no block '<!-- {name} -->' with its '<!-- end -->': "
-                             "expected both, each on a line of its own")
-        write_text(page, f"{before}{start}{change(block)}{end}{after}")
+        with locked(page):  # other experiments may be writing their own answers to it
+            before, start, rest = page.read_text().partition(f"<!-- {name} -->\n") if page.exists() else ("", "", "")
+            block, end, after = rest.partition("<!-- end -->")
+            if not end:
+                raise ValueError(f"{page} has no block '<!-- {name} -->' with its '<!-- end -->': "
+                                 "expected both, each on a line of its own")
+            write_text(page, f"{before}{start}{change(block)}{end}{after}")
 
     def _path(self, *parts: str) -> Path | None:  # None where nothing is to be written
         self.files.append("/".join(parts))
