@@ -279,7 +279,7 @@ def chains_within(
 ) -> tuple[dict, Tensor]:
     """A JEM by chains, trained on all but the first `validation` images for so many seconds, or until it dies; and its
     chains."""
-    from jem_nb.data.datasets import RGB
+    from jem_nb.data.loaders import RGB
     from jem_nb.data.image_dataset import ImageDataset
     from jem_nb.experiments.presets import make_config
     from jem_nb.experiments.run import build_trainer

@@ -19,7 +19,7 @@ from ..core.generators import named_generator
 from ..core.process import keep_freed_memory, one_thread, requests_to_stop
 from ..core.ranks import ALONE, Ranks
 from ..data.batches import Batches
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_pixels
 from ..energy.initial_images import ClassGaussians
 from ..energy.replay_buffer import ReplayBuffer
