@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from ..core.messages import choice, did_you_mean
-from ..data.datasets import BLOCK_SIZE, BUFFER, splits_of
+from ..data.datasets import splits_of
+from ..data.image_dataset import BLOCK_SIZE, BUFFER
 from ..energy.implausibility import Feedback
 from ..energy.objective import Objective, jem_objective
 from ..energy.sgld import LangevinSampler, Sampler

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.files import write_bytes
 from ..core.ranks import ALONE, Ranks
-from ..data.datasets import ImageDataset
+from ..data.image_dataset import ImageDataset
 from ..data.pictures import sample_sheet
 from .config import RunConfig
 from ..training.restart import Restart

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.cache import Rows
-from ..data.datasets import BLOCK_SIZE, BUFFER, load_dataset
-from ..data.image_dataset import ImageDataset, balanced_subset
+from ..data.datasets import load_dataset
+from ..data.image_dataset import BLOCK_SIZE, BUFFER, ImageDataset, balanced_subset
 from .config import RunConfig
 
 # %% ../../nbs/07_experiments/12_run_data.ipynb #bfb82e4a
