@@ -26,7 +26,7 @@ from ..evaluation.landscape import energy_landscape
 from ..evaluation.segmentation_scores import correlograms, segmentation_scores
 from ..evaluation.subject import Subject
 from .config import RunConfig
-from .provenance import commit, versions
+from .provenance import commit, processor, versions
 from ..training.divergence import side_that_ran
 from ..training.restart import Restart
 from ..training.trainer import Trainer
@@ -100,6 +100,7 @@ def make_record(
             "data": train.provenance,
             "versions": versions(),
             "device": samples.device.type,
+            "processor": processor(str(samples.device)),
             "commit": commit(),
         }
         | ({"taken_over": trainer.taken_over} if trainer.taken_over else {})
