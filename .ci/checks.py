@@ -385,8 +385,8 @@ def different_pictures(committed: Path, rebuilt: Path) -> list[str]:
 
 
 def repeat() -> list[str]:
-    """Runs of each experiment, picked at random, trained again (`07_experiments/21_repetition`): the start of three that
-    lived, and in every third experiment one from start to end. At least two of the three must start as they did."""
+    """Runs of each experiment, picked at random, trained again (`07_experiments/21_repetition`): the start of two that
+    lived, and in every third experiment one from start to end. At least one of the two must start as it did."""
     experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").glob("*/"))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         return sum(pool.map(repeated, experiments, [number % 3 for number in range(len(experiments))]), [])
@@ -402,13 +402,13 @@ def repeated(experiment: str, turn: int) -> list[str]:
 
     choice, living = random.Random(commit() + experiment), starts(experiment)  # the same pick for the same commit
     found = []
-    for old in choice.sample(living, min(3, len(living))):
+    for old in choice.sample(living, min(2, len(living))):
         config = RunConfig(**old["config"])
         if different := start_differences(old, *start_of(config)) + [f"is {config.run_id}"] * (
             config.run_id != old["run_id"]
         ):
             found.append(f"{experiment}: run {old['run_id']} does not start as it did: {'; '.join(different[:5])}")
-    print(f"{experiment}: {min(3, len(living))} of {len(living)} runs begun again, {len(found)} differ")
+    print(f"{experiment}: {min(2, len(living))} of {len(living)} runs begun again, {len(found)} differ")
     found = found if len(found) > 1 else []
     short = [old for old in living if old["seconds"] < 45]
     if not short or turn != int(commit()[:6], 16) % 3:

@@ -48,19 +48,19 @@ def start_of(
 
 # %% ../../nbs/07_experiments/21_repetition.ipynb #7d608034
 MEASURES = ("classification", "energy_real", "energy_generated", "chain_gradient", "chain_movement", "spread")
-TOLERANCE = 1e-3  # of a number
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}  # of a number, by the network's precision
 
 
 def start_differences(record: Mapping, rows: Mapping[int, Mapping], untrained: Mapping) -> list[str]:  # in words
     "Where the start of a run, see `start_of`, is not that of its record."
-    history = record["history"]
+    history, tolerance = record["history"], TOLERANCE[record["config"]["precision"]]
     pairs = [(f"{name} in iteration {iteration}", history[name][number], rows[iteration][name])
              for number, iteration in enumerate(history["iteration"]) if iteration in rows
              for name in MEASURES if name in history]
     pairs += [(f"{name} of the untrained network", record["evaluations"][0][name], untrained[name])
               for name in ("validation_accuracy", "validation_loss")]
     return [f"{what} is {new:.5g}: expected {old:.5g}" for what, old, new in pairs
-            if abs(new - old) > TOLERANCE * abs(old)]
+            if abs(new - old) > tolerance * abs(old)]
 
 # %% ../../nbs/07_experiments/21_repetition.ipynb #145a03e7
 def starts(experiment: str) -> list[dict]:
