@@ -54,13 +54,13 @@ def _labelled(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:  # bool, 
     valid, classes = labels != ignored, logits.shape[1]
     if (strange := valid & ((labels < 0) | (labels >= classes))).any():
         raise ValueError(
-            f"labels hold {int(labels[strange][0])}: expected 0 to {classes - 1}, or {ignored} where there is none; pass "
-            "another mark of missing labels, such as -100, as `ignored`"
+            f"labels hold {int(labels[strange][0])}: expected 0 to {classes - 1}, or {ignored} where there is none; "
+            "pass another mark of missing labels, such as -100, as `ignored`"
         )
     if bad := int(logits.detach().amax(1)[valid].isfinite().logical_not().sum()):  # -inf is a probability of 0
         raise ValueError(
-            f"logits are not finite for {bad} of the labels: expected those of a network that lives; a diverged one has "
-            "no calibration"
+            f"logits are not finite for {bad} of the labels: expected those of a network that lives; a diverged one "
+            "has no calibration"
         )
     return valid
 
