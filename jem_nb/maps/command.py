@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 import torch
 
+from ..data.data_mask import alpha_bands
 from ..data.geotiff import open_geotiff
 from ..experiments.trained_network import find_weights, TrainedNetwork, load_network
 from .stac_item import write_item
@@ -112,6 +113,7 @@ def _make(given: argparse.Namespace) -> None:
             bands = ", ".join(
                 f"{name} from band {number}"
                 + (f" ({file.descriptions[number - 1]})" if file.descriptions[number - 1] else "")
+                + (" (marked as alpha)" if number in alpha_bands(file) else "")
                 for name, number in zip(trained.bands, layout.bands)
             )
             print(

@@ -127,10 +127,12 @@ def _part_of(job: MapJob, window: tuple[int, int], factor: int) -> Path:
     return job.folder / f"{window[0]}_{window[1]}_{factor}.tif"
 
 
-def _finish_part(job: MapJob, window: tuple[int, int], logits: Tensor, data: np.ndarray) -> None:
+def _finish_part(
+    job: MapJob, window: tuple[int, int], logits: Tensor, data: np.ndarray, beyond: np.ndarray
+) -> None:
     "Write the layers of a window, and their overviews."
     height, width = job.layout.height - window[0], job.layout.width - window[1]
-    layers = map_layers(logits, data, job.threshold)[job.kept_layers, :height, :width]
+    layers = map_layers(logits, data, job.threshold, beyond)[job.kept_layers, :height, :width]
     for factor in [*overview_factors(job.layout), 1]:  # the part itself comes last: where it is, its overviews are
         with disk_errors(job.folder):
             _write_part(_part_of(job, window, factor), layers if factor == 1 else _smaller(layers, factor))
@@ -145,13 +147,13 @@ def make_parts(job: MapJob) -> None:
     bar = tqdm(total=len(layout.windows), initial=done, desc="windows", disable=not job.progress, mininterval=1)
     with ThreadPoolExecutor(1) as pool, bar:
         finishing: Future | None = None
-        for window, (pixels, data) in _one_ahead(
+        for window, (pixels, data, beyond) in _one_ahead(
             lambda window: read_window(job.file, layout, trained, *window), missing
         ):
             logits = window_logits(trained, layout, pixels) if data.any() else nothing
             if finishing is not None:
                 finishing.result()  # one at a time, so that memory holds three windows at most
-            finishing = pool.submit(_finish_part, job, window, logits, data)
+            finishing = pool.submit(_finish_part, job, window, logits, data, beyond)
             bar.update()
         if finishing is not None:
             finishing.result()

@@ -131,7 +131,8 @@ def _layers(file: DatasetReader, trained: TrainedNetwork) -> list[dict]:  # JSON
     layers[-2] |= {"description": "entropy of the class probabilities", "unit": "nat"}
     layers[-1] |= {
         "description": f"1 where the energy is at most {float(tags['JEM_ENERGY_THRESHOLD']):.6g}, which "
-                       f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, else 0"
+                       f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, and no value lies beyond "
+                       "those of training; else 0"
     }
     return layers
 

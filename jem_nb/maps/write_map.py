@@ -28,7 +28,7 @@ from .map_parts import MapJob, disk_errors, make_parts
 from .windows import lay_out
 
 # %% ../../nbs/09_maps/05_write_map.ipynb #ceb31ecb
-MAPS = 1  # raised whenever a change alters maps, so that parts of another release are not used
+MAPS = 2  # raised whenever a change alters maps, so that parts of another release are not used
 COMPRESSIONS = ("zstd", "deflate")
 
 # %% ../../nbs/09_maps/05_write_map.ipynb #a05f07b0
