@@ -40,6 +40,7 @@ EUROSAT_COUNTS = {  # in index order: images of each class
     "SeaLake": 3000,
 }
 EUROSAT_CLASSES = tuple(EUROSAT_COUNTS)
+_CLASS_OF = {name.lower(): number for number, name in enumerate(EUROSAT_CLASSES)}
 IMAGE_SIZES = (64, 32, 16)  # stored, and two box averages
 EUROSAT_METRES = 640.0  # of ground along the side of an image: 64 pixels of 10 m
 OFFICIAL = {
@@ -60,14 +61,30 @@ def find_eurosat(
         )
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"data folder {folder} is not there: correct it, or leave it out to download the data")
-    names = ("EuroSAT.zip", "2750", "EuroSAT/2750", "EuroSAT_RGB", "EuroSAT", ".")
-    for path in (Path(folder) / name for name in names):
-        if path.is_file() or any((path / name).is_dir() for name in EUROSAT_CLASSES):
-            return path
+    if (found := next(_copies(Path(folder)), None)) is not None:
+        return found
+    there = sorted(path.name + "/" * path.is_dir() for path in Path(folder).iterdir())
     raise FileNotFoundError(
-        f"no EuroSAT in {folder}: expected EuroSAT.zip, 2750/ or EuroSAT/2750/ there; add it, or unset JEM_DATA to "
-        "download it"
+        f"no EuroSAT in {folder}: looked for EuroSAT.zip, EuroSAT_RGB.zip or another eurosat*.zip, and for folders of "
+        f"classes (AnnualCrop/ and so on), there and in folders named EuroSAT* or 2750; there is {_few(there)}; add "
+        "it, or unset JEM_DATA to download it"
     )
+
+
+def _few(names: list[str]) -> str:
+    return "nothing" if not names else ", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10)
+
+
+def _copies(folder: Path, deeper: int = 3) -> Iterator[Path]:  # zips, and folders that hold the class folders
+    "Every copy of EuroSAT in a folder, and in folders of its name."
+    inside = sorted(folder.iterdir(), key=lambda path: (path.name != "EuroSAT.zip", path.name))
+    named = [path for path in inside if re.match(r"euro[-_ ]?sat|2750$", path.name, re.IGNORECASE)]
+    yield from (path for path in named if path.suffix.lower() == ".zip" and path.is_file())
+    if any(path.name.lower() in _CLASS_OF and path.is_dir() for path in inside):
+        yield folder
+    for path in named:
+        if deeper and path.is_dir():
+            yield from _copies(path, deeper - 1)
 
 # %% ../../nbs/02_data/14_eurosat.ipynb #3cfadc0e
 def image_key(
@@ -77,18 +94,23 @@ def image_key(
     path = PurePosixPath(name)
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".tif", ".tiff") or path.name.startswith("."):
         return None
-    folder = path.parent.name
-    if folder not in EUROSAT_COUNTS:
+    folder, numbered = path.parent.name, re.fullmatch(r"(\w+)_(\d{1,6})", path.stem)
+    if folder.lower() not in _CLASS_OF:
+        if "__MACOSX" in path.parts or not (numbered and numbered[1].lower() in _CLASS_OF):
+            return None  # a preview, or what a Mac adds
         near = did_you_mean(folder, EUROSAT_CLASSES)
         raise ValueError(
             f"image {name} lies in folder {folder!r}: expected one of {', '.join(EUROSAT_CLASSES)}.{near} Rename or "
             "remove it"
         )
-    if not (match := re.fullmatch(rf"{folder}_(\d{{1,6}})\.jpg", path.name)):
+    label = _CLASS_OF[folder.lower()]
+    if path.suffix.lower() in (".tif", ".tiff"):
+        raise ValueError(f"image {name} is of the multispectral EuroSAT: expected the RGB one, whose images are JPEGs")
+    if not numbered or numbered[1].lower() != folder.lower() or path.suffix.lower() not in (".jpg", ".jpeg"):
         raise ValueError(
             f"image {name}: expected a name like {folder}_1.jpg in this folder; put it where it belongs or remove it"
         )
-    return EUROSAT_CLASSES.index(folder), int(match[1])
+    return label, int(numbered[2])
 
 # %% ../../nbs/02_data/14_eurosat.ipynb #12e15da8
 def decode_image(data: bytes) -> np.ndarray:  # uint8 `[3, 64, 64]`
