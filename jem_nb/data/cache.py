@@ -6,6 +6,7 @@
 __all__ = ['DECODING', 'file_checksum', 'folder_checksum', 'cached_array', 'Rows', 'choose', 'chunks']
 
 # %% ../../nbs/02_data/09_cache.ipynb #2d63bbca
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,10 @@ from .download import checksum, publish
 # %% ../../nbs/02_data/09_cache.ipynb #eaada98e
 def _remembered(key: str, state: object, compute: Callable[[], str]) -> str:
     "The value that was stored under `key` if `state` is unchanged since, else computed and stored."
-    path = cache_folder() / "checksums" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    try:
+        path = cache_folder() / "checksums" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    except OSError:
+        return compute()
     try:
         stored = json.loads(path.read_text())
         if stored["key"] == key and stored["state"] == state and isinstance(stored["value"], str):
@@ -31,7 +35,8 @@ def _remembered(key: str, state: object, compute: Callable[[], str]) -> str:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # never stored, or damaged: both mean to compute
     value = compute()
-    write_json(path, {"key": key, "state": state, "value": value})
+    with contextlib.suppress(OSError):  # a full disk costs time, not the run
+        write_json(path, {"key": key, "state": state, "value": value})
     return value
 
 # %% ../../nbs/02_data/09_cache.ipynb #22170e7c

@@ -7,6 +7,7 @@ __all__ = ['HISTORY', 'make_record', 'answers', 'of_maps', 'calibration_now', 's
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #c6a8c01d
 from collections.abc import Callable
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -191,9 +192,12 @@ def weights_description(
     pixels = train.provenance["pixels"]
     if pixels.get("range") is None and pixels.get("extremes") is None:  # images of bytes, without rasters
         pixels = pixels | {"extremes": _extremes(train)}
+    given = config.as_json()
+    if config.dataset.endswith(".json"):  # a file that is given away names no folder of the machine it was made on
+        given |= {"dataset": PurePath(config.dataset).name}
     return {
         "run_id": config.run_id,
-        "config": config.as_json(),
+        "config": given,
         "classes": train.classes,
         "bands": train.bands,
         "data": train.provenance | {"pixels": pixels},
