@@ -6,6 +6,7 @@
 __all__ = ['read_members']
 
 # %% ../../nbs/02_data/06_archive_members.ipynb #15d8932d
+import errno
 import gzip
 import stat
 import struct
@@ -114,6 +115,10 @@ def _tar_members(path: Path, accept: Callable[[str], bool], meter: _Meter) -> It
             pass
 
 # %% ../../nbs/02_data/06_archive_members.ipynb #a797ac65
+class _Refused(Exception):
+    "What `accept` raised, on its way past the readers: it is not the archive's fault."
+
+
 def read_members(
     path: str | Path,  # zip, tar or tar.gz, told by its first bytes
     accept: Callable[[str], bool],  # which members to read, by name
@@ -124,16 +129,31 @@ def read_members(
     path = Path(path)
     if not path.is_file():
         raise ArchiveError(f"{path} is not a file: expected an archive (zip, tar or tar.gz) there")
+
+    def asked(name: str) -> bool:
+        try:
+            return accept(name)
+        except Exception as error:
+            raise _Refused from error
+
     with open(path, "rb") as file:
         read = _zip_members if file.read(2) == b"PK" else _tar_members
     try:
-        yield from read(path, accept, _Meter(max_members, max_bytes))
+        yield from read(path, asked, _Meter(max_members, max_bytes))
+    except _Refused as refusal:
+        raise refusal.__cause__ from None
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from error
+    except NotImplementedError as error:
+        raise ArchiveError(
+            f"{path} is packed in a way that is not read here ({error}): pack it again with zip's usual settings"
+        ) from error
     except (
         zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error,
-        EOFError, OSError, NotImplementedError, ValueError,
+        EOFError, OSError, ValueError,
     ) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not of its content
+            raise
         raise ArchiveError(
             f"{path} is truncated, damaged or not an archive ({error}): fetch it again and check its checksum"
         ) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.messages import did_you_mean
-from ..core.paths import repository_root
+from ..core.paths import find_repository
 from .json_description import from_object, read_object
 
 # %% ../../nbs/02_data/04_tile_description.ipynb #f0fd9478
@@ -177,5 +177,5 @@ def find_description(
         options = (*BUILT_IN, "a path that ends in .json")
         raise ValueError(f"description {name!r}: expected one of {', '.join(options)}.{did_you_mean(name, BUILT_IN)}")
     # a whole path stays what it is; a notebook's kernel may sit one folder below where the command was typed
-    places = [Path(base) / name for base in (folder, Path.cwd(), repository_root()) if base is not None]
+    places = [Path(base) / name for base in (folder, Path.cwd(), find_repository()) if base is not None]
     return read_description(next((path for path in places if path.is_file()), places[0]))

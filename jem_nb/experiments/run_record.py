@@ -7,6 +7,7 @@ __all__ = ['HISTORY', 'make_record', 'answers', 'of_maps', 'calibration_now', 's
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #c6a8c01d
 from collections.abc import Callable
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.files import finite_or_none, five_digits
 from ..core.generators import named_generator
+from ..data.cache import chunks
 from ..data.image_dataset import ImageDataset
 from ..data.pictures import sample_sheet
 from ..data.pixel_values import to_pixels
@@ -177,18 +179,30 @@ def sample_distance(config: RunConfig, buffer: ReplayBuffer, train: ImageDataset
     return distance | {"nearest_distance": finite_or_none(nearest), "correlogram_distance": finite_or_none(apart)}
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #e64aa001
+def _extremes(images: ImageDataset) -> list[list[int]]:  # of each band
+    "The lowest and the highest value that images show."
+    lowest, highest = zip(*((some.min(axis=(0, 2, 3)), some.max(axis=(0, 2, 3))) for some in chunks(images.images)))
+    return np.stack([np.min(lowest, axis=0), np.max(highest, axis=0)], axis=1).tolist()
+
+
 def weights_description(
     config: RunConfig, network: nn.Module, train: ImageDataset, validation: ImageDataset
 ) -> dict:  # JSON types
     """What must be known to use a network elsewhere: how rasters become its images, what fills pixels without data, and
     which energies are usual."""
     means = train.images[:1000].mean(axis=(0, 2, 3)).round(2).tolist()
+    pixels = train.provenance["pixels"]
+    if pixels.get("range") is None and pixels.get("extremes") is None:  # images of bytes, without rasters
+        pixels = pixels | {"extremes": _extremes(train)}
+    given = config.as_json()
+    if config.dataset.endswith(".json"):  # a file that is given away names no folder of the machine it was made on
+        given |= {"dataset": PurePath(config.dataset).name}
     return {
         "run_id": config.run_id,
-        "config": config.as_json(),
+        "config": given,
         "classes": train.classes,
         "bands": train.bands,
-        "data": train.provenance,
+        "data": train.provenance | {"pixels": pixels},
         "fill": means,
         "energies": energy_percentiles(network, validation.images),
     }

@@ -24,11 +24,11 @@ from ..data.cache import file_checksum
 from ..data.geotiff import open_geotiff
 from ..experiments.trained_network import find_weights, load_network
 from .map_assembly import assemble
-from .map_parts import MapJob, disk_errors, make_parts
+from .map_parts import MapJob, disk_errors, make_parts, require_data
 from .windows import lay_out
 
 # %% ../../nbs/09_maps/05_write_map.ipynb #ceb31ecb
-MAPS = 1  # raised whenever a change alters maps, so that parts of another release are not used
+MAPS = 2  # raised whenever a change alters maps, so that parts of another release are not used
 COMPRESSIONS = ("zstd", "deflate")
 
 # %% ../../nbs/09_maps/05_write_map.ipynb #a05f07b0
@@ -115,6 +115,7 @@ def _make(job: MapJob) -> None:
         job.folder.mkdir(exist_ok=True)
     with _kept_memory():  # and what the network needed is given back before GDAL begins
         make_parts(job)
+    require_data(job)
     if job.progress:
         print("windows are done; writing the map", file=sys.stderr, flush=True)
     with disk_errors(output):
