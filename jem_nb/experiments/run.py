@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..core.files import locked, require_writable, write_json
-from ..core.process import keep_freed_memory, one_thread, requests_to_stop
+from ..core.process import Interrupted, keep_freed_memory, one_thread, requests_to_stop
 from ..core.ranks import ALONE, Ranks
 from ..data.datasets import ImageDataset
 from ..evaluation.final_evaluations import check_probes
@@ -53,6 +53,8 @@ def run(
         commit()  # remembered now: files may change while we train
         train, validation = load_data(config)
         check_probes(config.probes, train, validation)
+        if ranks.any(bool(asked)):
+            raise Interrupted(f"{asked[0] if asked else 'another rank'}: run {config.run_id} was stopped before it began")
         if ranks.first:
             with writable(config, folder):
                 write_json(folder / "config.json", config.as_json())
