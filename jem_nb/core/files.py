@@ -60,9 +60,13 @@ def write_json(path: str | Path, content: object) -> Path:
     )
 
 # %% ../../nbs/01_core/02_files.ipynb #4dc41f8c
-def finite_or_none(value: float) -> float | None:
-    "JSON knows no NaN and no infinity."
-    return value if math.isfinite(value) else None
+def finite_or_none(value):  # JSON types, but for numbers that are not finite; such a number is None in the answer
+    "JSON knows no NaN and no infinity, also not inside of lists and dictionaries."
+    if isinstance(value, dict):
+        return {name: finite_or_none(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def five_digits(value: float | int | None) -> float | int | None:

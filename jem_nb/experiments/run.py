@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.files import locked, require_writable, write_json
+from ..core.files import finite_or_none, locked, require_writable, write_json
 from ..core.process import Interrupted, keep_freed_memory, one_thread, requests_to_stop
 from ..core.ranks import ALONE, Ranks
 from ..data.datasets import ImageDataset
@@ -54,7 +54,8 @@ def run(
         train, validation = load_data(config)
         check_probes(config.probes, train, validation)
         if ranks.any(bool(asked)):
-            raise Interrupted(f"{asked[0] if asked else 'another rank'}: run {config.run_id} was stopped before it began")
+            name = asked[0] if asked else "another rank"
+            raise Interrupted(f"{name}: run {config.run_id} was stopped before it began")
         if ranks.first:
             with writable(config, folder):
                 write_json(folder / "config.json", config.as_json())
@@ -105,6 +106,7 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, data: tuple[Imag
         if not trainer.stopped:
             described = weights_description(config, trainer.evaluated, *data)
             save_weights(place.folder / "weights.safetensors", trainer.evaluated.state_dict(), described)
-        write_json(place.folder / "result.json", record)  # last: its presence says that the run is finished
+        # last: its presence says that the run is finished
+        write_json(place.folder / "result.json", finite_or_none(record))
     watchers.checkpoints.finish()
     (place.folder / ".run.lock").unlink(missing_ok=True)  # whoever waits for it will find the record

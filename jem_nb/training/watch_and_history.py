@@ -32,6 +32,11 @@ class DivergenceWatch(Callback):
     def after_losses(self, trainer: Trainer) -> None:
         trainer.stopped = trainer.stopped or self.criterion.reason(trainer.measures)
 
+    def after_training(self, trainer: Trainer) -> None:
+        "No losses follow the last update, so the last evaluation says whether it was one too many."
+        if trainer.evaluations[-1].get("validation_loss", 0.0) is None:
+            trainer.stopped = trainer.stopped or "validation_loss is not finite"
+
 # %% ../../nbs/06_training/08_watch_and_history.ipynb #3da9247a
 def iterations_done(folder: Path) -> int:  # 0 where there is nothing yet
     "How far a run has come, from the last whole line that it wrote."
