@@ -17,7 +17,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..core.files import finite_or_none, five_digits
+from ..core.files import finite_or_none, five_digits, require_plain
 from .divergence import DivergenceCriterion
 from .trainer import Trainer
 from .training_state import Callback
@@ -41,7 +41,7 @@ class DivergenceWatch(Callback):
 def iterations_done(folder: Path) -> int:  # 0 where there is nothing yet
     "How far a run has come, from the last whole line that it wrote."
     try:
-        with open(folder / "metrics.jsonl", "rb") as file:
+        with open(require_plain(folder / "metrics.jsonl"), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
             return json.loads(file.read().split(b"\n")[-2])["iteration"] + 1
     except (OSError, IndexError, ValueError, KeyError, TypeError):
