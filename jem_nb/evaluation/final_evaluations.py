@@ -182,10 +182,15 @@ PROBES: dict[str, Callable[[Subject], dict | list]] = {
 
 def check_probes(names: tuple[str, ...], train: ImageDataset, validation: ImageDataset) -> None:
     "Raise an error now for a probe that could not be answered at the end of a run."
-    if "calibration" in names and len(validation) < 2:
-        raise ValueError(
-            f"probe 'calibration' with {len(validation)} validation images: expected at least 2, one half to fit and "
-            "one to report"
-        )
+    needed = {
+        "calibration": (2, "one half fits the temperature and one is reported"),
+        "generation": (4, "one half is judged as samples are, and an image alone has no variance"),
+    }
+    for name in needed.keys() & set(names):
+        least, why = needed[name]
+        if len(validation) < least:
+            raise ValueError(
+                f"probe {name!r} with {len(validation)} validation images: expected at least {least}, for {why}"
+            )
     if "unknown" in names:
         kinds_of_images(train, validation)  # raises what is raised where data are missing

@@ -28,7 +28,7 @@ from ..core.process import Interrupted, end_with_parent
 from ..core.ranks import joined
 from .config import RunConfig
 from .records import read_record, run_folder, runs_folder
-from .run import run
+from .run import finished_record, run
 from .run_data import load_data
 from ..training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint
 from ..training.watch_and_history import iterations_done
@@ -72,7 +72,7 @@ def launch(
     """Train one configuration on `config.ranks` processes of this machine; a finished one is read instead, and one that
     was cut off goes on."""
     folder, root = run_folder(experiment, config.run_id, root), runs_folder(root).absolute()
-    if (record := read_record(folder)) is not None:
+    if (record := finished_record(folder)) is not None:
         return record
     require_writable(folder)
     planned = config.epochs * config.iterations_per_epoch

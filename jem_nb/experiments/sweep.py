@@ -24,7 +24,7 @@ from .config import RunConfig
 from .cost_model import cost_line, predicted_seconds, run_seconds
 from .executors import on_cluster, process_pool
 from .records import each_record, run_folder, runs_folder
-from .run import run
+from .run import remove_leftovers, run
 from .run_data import load_data
 from ..training.watch_and_history import iterations_done
 
@@ -47,13 +47,17 @@ def sweep(
     "Bring all runs to completion, computing only what is missing."
     root = runs_folder(root).absolute()  # processes elsewhere may have other working directories
     records = dict.fromkeys(config.run_id for config in configs)  # None: not finished
-    records |= {record["run_id"]: record for record in each_record(experiment, root, records)}
+    found = each_record(experiment, root, records, mend=train_missing)
+    records |= {record["run_id"]: record for record in found}
     missing = list({config.run_id: config for config in configs if records[config.run_id] is None}.values())
     if missing and not train_missing:
         raise SweepError(
             f"{len(missing)} of {len(records)} runs have no record, such as {missing[0].run_id}: expected all of them; "
             "pass train_missing to compute them"
         )
+    if train_missing:  # a process may have been killed between a record and its clean-up
+        for name in records.keys() - {config.run_id for config in missing}:
+            remove_leftovers(run_folder(experiment, name, root))
     if missing:
         require_writable(run_folder(experiment, missing[0].run_id, root).parent)
         for config in {config_data(config): config for config in missing}.values():
