@@ -93,12 +93,10 @@ def plot_trajectories(
     for label, top, bottom in zip(labels, axes[0], axes[-1]):
         top.set_title(f"{textwrap.fill(label, 20)}\n{died_of(runs[runs['label'] == label])} diverged")
         bottom.set_xlabel("iteration")
-    sides = runs["side"][runs["died"]].mode()
-    add_title(
-        figure,
-        f"Learning rate {rate:g}: {died_of(runs)} runs diverged"
-        + (f", most often by their {sides.iloc[0]}" if len(sides) else ""),
-    )
+    sides = runs["side"][runs["died"]]
+    often = "most often " if len(sides) > 1 else ""
+    first = f", {often}by their {sides.mode().iloc[0]}" if len(sides) else ""
+    add_title(figure, f"Learning rate {rate:g}: {died_of(runs)} runs diverged{first}")
     return figure
 
 # %% ../../nbs/08_reporting/08_run_figures.ipynb #bcf78015
