@@ -8,6 +8,7 @@ __all__ = ['assignments', 'declared_parameters', 'passed_parameters', 'check_val
 # %% ../../nbs/07_experiments/05_parameters.ipynb #e0eecb5b
 import ast
 import json
+import math
 import os
 from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
@@ -34,7 +35,13 @@ def assignments(source: str) -> dict[str, object]:  # values by name, in order
                 f"{ast.unparse(line)!r} in a parameters cell: expected one assignment of a literal a line, such as "
                 "'seeds: int = 5'"
             )
-        found[target.id] = ast.literal_eval(line.value)
+        try:
+            found[target.id] = ast.literal_eval(line.value)
+        except ValueError as error:  # papermill writes a number that is not finite as a call
+            raise ValueError(
+                f"parameter {target.id} is {ast.unparse(line.value)}: expected a literal of finite numbers, texts, "
+                f"lists and dictionaries ({error})"
+            ) from error
     return found
 
 
@@ -58,14 +65,23 @@ def passed_parameters(
     return assignments(injected[-1]) if injected else {}
 
 
+def _require_finite(name: str, value: object) -> None:
+    "ValueError where a parameter, or anything inside of it, is NaN or infinite."
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"parameter {name} is or holds {value}: expected finite numbers")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        _require_finite(name, item)
+
+
 def check_value(name: str, value: object, default: object) -> object:  # the value in the type of its default
     "A parameter's value, if it is of the type of its default or says so plainly."
     # on the command line papermill knows True but not true, and YAML takes 1e-4 for a text
     if isinstance(default, bool) and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if isinstance(default, float) and not isinstance(value, bool):
-        with suppress(TypeError, ValueError):
-            return float(value)
+        with suppress(TypeError, ValueError, OverflowError):
+            value = float(value)
+    _require_finite(name, value)
     if type(value) is not type(default):
         raise ValueError(
             f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such "
