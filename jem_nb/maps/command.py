@@ -96,14 +96,6 @@ def _summary(path: Path, trained: TrainedNetwork) -> str:
     return f"{path}: {size}; {parts}; {100 * (1 - within[valid].mean()):.0f} % unlike the training data"
 
 # %% ../../nbs/09_maps/08_command.ipynb #73fb9188
-def _is_ours(path: Path, trained: TrainedNetwork) -> bool:
-    "Whether a map of this network lies there already, without its item: the command was cut off between the two."
-    if not path.is_file() or path.with_suffix(".json").exists():
-        return False
-    with rasterio.open(path) as file:
-        return file.tags().get("JEM_RUN") == trained.run_id
-
-
 def _make(given: argparse.Namespace) -> None:
     weights, output = find_weights(given.run), Path(given.output)
     trained = load_network(weights)
@@ -123,14 +115,13 @@ def _make(given: argparse.Namespace) -> None:
             )
     if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(torch.get_num_threads() - 1)  # one core for what comes after the network
-    if given.overwrite or not _is_ours(output, trained):
-        if output.with_suffix(".json").exists() and not given.overwrite:
-            raise FileExistsError(
-                f"{output.with_suffix('.json')} is there already, where the item of the map goes: choose another name, "
-                "or pass --overwrite"
-            )
-        write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands,
-                  given.any_resolution, given.compression, given.overwrite, not given.quiet, given.device)
+    if output.with_suffix(".json").exists() and not given.overwrite:
+        raise FileExistsError(
+            f"{output.with_suffix('.json')} is there already, where the item of the map goes: choose another name, or "
+            "pass --overwrite"
+        )
+    write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands,
+              given.any_resolution, given.compression, given.overwrite, not given.quiet, given.device)
     write_item(output, weights, trained, Path(given.raster).name)
     if not given.quiet:
         print(_summary(output, trained))

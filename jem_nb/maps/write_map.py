@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
+from rasterio.errors import RasterioError
 
 from ..core.files import locked, require_writable
 from ..core.identity import run_id
@@ -42,14 +44,10 @@ def _kept_memory() -> Iterator[None]:
         keep_freed_memory(False)
 
 # %% ../../nbs/09_maps/05_write_map.ipynb #895b28e8
-def _check_options(
-    output: Path, raster: str | Path, kept: float, compression: str, overwrite: bool, device: str
-) -> None:
+def _check_options(output: Path, raster: str | Path, kept: float, compression: str, device: str) -> None:
     "Say what is wrong before anything is read."
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise ValueError(f"output is {str(output)!r}: expected a name that ends in .tif")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} is there already: choose another name, or pass --overwrite")
     if output.exists() and Path(raster).exists() and output.samefile(raster):
         raise ValueError(f"output {output} is the raster itself: choose another name")
     if not 0 < kept <= 100:
@@ -66,6 +64,23 @@ def _identity(weights: Path, raster: str | Path, options: list) -> str:
     given = [str(Path(raster).resolve()), status and status.st_size, status and status.st_mtime_ns]
     return run_id({"maps": MAPS, "weights": file_checksum(weights), "raster": given, "options": options})
 
+
+def _is_there(output: Path, identity: str) -> bool:
+    "Whether this very map was made already; FileExistsError if something else lies there."
+    if not output.exists():
+        return False
+    try:
+        with rasterio.open(output) as file:
+            made = file.tags().get("JEM_MAP")
+    except RasterioError:
+        made = None
+    if made != identity:
+        raise FileExistsError(
+            f"{output} is there already, and is not the map of this raster by this network with these options: choose "
+            "another name, or pass --overwrite"
+        )
+    return True
+
 # %% ../../nbs/09_maps/05_write_map.ipynb #5a598dc5
 def write_map(
     weights: str | Path,  # a finished run's folder, or its weights.safetensors
@@ -81,24 +96,28 @@ def write_map(
     progress: bool = True,
     device: str | None = None,  # "cpu" or "cuda"; None: a card where there is one
 ) -> Path:
-    "Map a raster; goes on where it was cut off. Errors say what is wrong before anything long begins."
+    """Map a raster; goes on where it was cut off, and a map that is there already is left as it is. Errors say what is
+    wrong before anything long begins."""
     path, output = find_weights(weights), Path(output)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_options(output, raster, kept, compression, overwrite, device)
+    _check_options(output, raster, kept, compression, device)
     trained = load_network(path)
     trained.network.to(device)
     threshold = float(np.interp(kept, range(101), trained.energies))
     options = [
         window, kept, probabilities, bands and list(bands), any_resolution, *([] if device == "cpu" else [device]),
     ]
+    identity = _identity(path, raster, options)
+    if not overwrite and _is_there(output, identity):
+        return output
     with open_geotiff(raster) as file:
         layout = lay_out(file, trained, window, bands, any_resolution)
         require_writable(output.parent)
-        job = MapJob(file, trained, layout, output, _identity(path, raster, options), kept, threshold, probabilities,
+        job = MapJob(file, trained, layout, output, identity, kept, threshold, probabilities,
                      compression, progress)
         waiting = f"{output} is being made by another process; waiting for it" if progress else ""
         with locked(output, waiting):
-            if not output.exists() or overwrite:  # another process may have made it meanwhile
+            if overwrite or not _is_there(output, identity):  # another process may have made it meanwhile
                 _make(job)
             output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
     return output
