@@ -20,7 +20,7 @@ from ..experiments.config import REVISION, RunConfig
 from ..experiments.cost_model import iteration_flop
 from ..experiments.provenance import versions
 from ..experiments.records import read_record, run_folder
-from ..experiments.run import build_trainer
+from ..experiments.run_trainer import build_trainer
 
 # %% ../../nbs/11_benchmarks/01_first_iterations.ipynb #1f805a83
 def random_images(count: int, side: int, bands: int = 3) -> ImageDataset:

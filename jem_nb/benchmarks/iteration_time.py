@@ -32,7 +32,7 @@ from ..data.batches import Batches
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sgld import Sampler
 from ..experiments.config import RunConfig
-from ..experiments.run import build_trainer
+from ..experiments.run_trainer import build_trainer
 from ..networks.architectures import build_network
 from ..networks.precision import PRECISIONS
 from ..training.reference_loop import ReferenceTrainer

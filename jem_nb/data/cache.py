@@ -6,37 +6,41 @@
 __all__ = ['DECODING', 'file_checksum', 'folder_checksum', 'cached_array', 'Rows', 'choose', 'chunks']
 
 # %% ../../nbs/02_data/09_cache.ipynb #2d63bbca
-import contextlib
 import hashlib
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from ..core.files import locked, write_json
+from ..core.files import locked, require_plain, write_json
 from ..core.paths import cache_folder
 from .download import checksum, publish
 
 # %% ../../nbs/02_data/09_cache.ipynb #eaada98e
+def _warn_of_cache(error: OSError) -> None:
+    warnings.warn(f"the cache cannot be used ({error}): what it would hold is made again each time; make room, or set "
+                  "JEM_CACHE to another folder", stacklevel=4)
+
+
 def _remembered(key: str, state: object, compute: Callable[[], str]) -> str:
-    "The value that was stored under `key` if `state` is unchanged since, else computed and stored."
+    "The value that was stored under `key` if `state` is unchanged since, else computed and stored, if there is room."
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
-        path = cache_folder() / "checksums" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-    except OSError:
-        return compute()
-    try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(require_plain(cache_folder() / "checksums" / name).read_text())
         if stored["key"] == key and stored["state"] == state and isinstance(stored["value"], str):
             return stored["value"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # never stored, or damaged: both mean to compute
     value = compute()
-    with contextlib.suppress(OSError):  # a full disk costs time, not the run
-        write_json(path, {"key": key, "state": state, "value": value})
+    try:
+        write_json(cache_folder() / "checksums" / name, {"key": key, "state": state, "value": value})
+    except OSError as error:
+        _warn_of_cache(error)
     return value
 
 # %% ../../nbs/02_data/09_cache.ipynb #22170e7c
@@ -73,22 +77,60 @@ def cached_array(
     ],  # array and description; or rows one by one, which may add to it
 ) -> tuple[np.ndarray, dict]:  # the array mapped read-only, and its description
     "An array that is made once and mapped into memory afterwards."
-    path = cache_folder() / "arrays" / f"{name}-{DECODING}.npy"
-    with locked(path):  # of several processes that start together one decodes, the others wait
-        if (found := _read_entry(path)) is not None:
-            return found
-        for left in path.parent.glob(f".{name}.*.tmp"):  # of a process that was killed: whoever holds the lock is alone
-            left.unlink()
+    try:
+        path = cache_folder() / "arrays" / f"{name}-{DECODING}.npy"
+        if path.exists() and (found := _read_entry(path)) is not None:
+            return found  # also where no lock can be made
+        with locked(path):  # of several processes that start together one decodes, the others wait
+            return _read_entry(path) or _make_entry(path, name, make)
+    except _SourceError as error:
+        raise error.__cause__ from None
+    except OSError as error:
+        _warn_of_cache(error)
+    array, description = make()
+    array = array if isinstance(array, np.ndarray) else np.stack(list(array))
+    stored = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": hashlib.sha256(array).hexdigest()}
+    array.flags.writeable = False
+    return array, description | {"array": stored}
+
+
+class _SourceError(Exception):
+    "What is to be cached cannot be read: an error, where one of the cache is none."
+
+
+@contextmanager
+def _of_source() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _SourceError from error
+
+
+def _blocks(array: np.ndarray | Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    with _of_source():
+        if isinstance(array, np.ndarray):
+            yield array
+        else:
+            for row in array:
+                yield row[None]
+
+
+def _make_entry(path: Path, name: str, make: Callable) -> tuple[np.ndarray, dict]:
+    for left in path.parent.glob(f".{name}.*.tmp"):  # of a process that was killed: whoever holds the lock is alone
+        left.unlink()
+    with _of_source():
         array, description = make()
-        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                stored = _write_rows(file, [array] if isinstance(array, np.ndarray) else (row[None] for row in array))
-            publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        write_json(path.with_suffix(".json"), description | {"array": stored | {"file_sha256": file_checksum(path)}})
-        return _read_entry(path)
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            stored = _write_rows(file, _blocks(array))
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), description | {"array": stored | {"file_sha256": file_checksum(path)}})
+    if (found := _read_entry(path)) is None:
+        raise OSError(f"{path} is not what was written to it")
+    return found
 
 # %% ../../nbs/02_data/09_cache.ipynb #3c92bb7a
 def _write_rows(
@@ -125,9 +167,9 @@ def _write_rows(
 def _read_entry(path: Path) -> tuple[np.ndarray, dict] | None:  # None where there is none that can be used
     "Map a cached array and read its description, if both are there and belong together."
     try:
-        description = json.loads(path.with_suffix(".json").read_text())
+        description = json.loads(require_plain(path.with_suffix(".json")).read_text())
         stored = description["array"]
-        if file_checksum(path) == stored["file_sha256"]:
+        if file_checksum(require_plain(path)) == stored["file_sha256"]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if [list(array.shape), str(array.dtype)] == [stored["shape"], stored["dtype"]]:
                 return array, description

@@ -22,6 +22,12 @@ class Losses:
     total: Tensor  # scalar with a graph
     parts: dict[str, float]  # loss, classification, generation, regularization, and what the terms measure
 
+
+def _require(batch: TrainingBatch, term: Term) -> None:
+    for role in term.needs:
+        if role != "real" and role not in batch.images:  # the labelled ones are real, too
+            raise ValueError(f"{role} is missing: expected samples, because {term.name}_weight is {term.weight}")
+
 # %% ../../nbs/04_energy/13_objective.ipynb #6ab7f3ec
 @dataclass(frozen=True)
 class Objective:
@@ -57,12 +63,6 @@ class Objective:
         for term in self.terms:
             parts |= term.measures(shared)
         return Losses(total, parts)
-
-# %% ../../nbs/04_energy/13_objective.ipynb #f5159194
-def _require(batch: TrainingBatch, term: Term) -> None:
-    for role in term.needs:
-        if role != "real" and role not in batch.images:  # the labelled ones are real, too
-            raise ValueError(f"{role} is missing: expected samples, because {term.name}_weight is {term.weight}")
 
 # %% ../../nbs/04_energy/13_objective.ipynb #8ff7e3eb
 def jem_objective(

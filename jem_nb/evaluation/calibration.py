@@ -49,7 +49,20 @@ def _labelled(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:  # bool, 
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}: expected {expected} for logits {tuple(logits.shape)}"
         )
-    return labels != ignored
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}: expected integers, the classes' numbers")
+    valid, classes = labels != ignored, logits.shape[1]
+    if (strange := valid & ((labels < 0) | (labels >= classes))).any():
+        raise ValueError(
+            f"labels hold {int(labels[strange][0])}: expected 0 to {classes - 1}, or {ignored} where there is none; "
+            "pass another mark of missing labels, such as -100, as `ignored`"
+        )
+    if bad := int(logits.detach().amax(1)[valid].isfinite().logical_not().sum()):  # -inf is a probability of 0
+        raise ValueError(
+            f"logits are not finite for {bad} of the labels: expected those of a network that lives; a diverged one "
+            "has no calibration"
+        )
+    return valid
 
 # %% ../../nbs/05_evaluation/02_calibration.ipynb #067cef93
 def expected_calibration_error(sums: np.ndarray) -> float:  # percent, 0 to 100
@@ -110,10 +123,6 @@ def fit_temperature(
     if not valid.any():
         raise ValueError("temperature for no labels at all: expected at least one labelled image or pixel")
     flat, target = logits.detach().double().movedim(1, -1)[valid], labels[valid].long()
-    if not flat.isfinite().all():
-        raise ValueError(
-            "logits are not finite: expected those of a network that lives; a diverged one has no temperature"
-        )
     found = scipy.optimize.minimize_scalar(
         lambda x: F.cross_entropy(flat * np.exp(-x), target).item(), bounds=np.log(TEMPERATURES), method="bounded"
     )

@@ -42,6 +42,11 @@ def logits_of_batches(
                     network(pixels.contiguous(memory_format=torch.channels_last)).float().cpu(),
                 )
 
+# %% ../../nbs/05_evaluation/04_evaluate.ipynb #a37fcdcd
+def _reliability_or_nan(logits: Tensor, labels: Tensor) -> np.ndarray:  # [15, 3], see `reliability`
+    "A network that is about to die has no calibration; its run must still be able to end, and to be counted."
+    return reliability(logits, labels) if logits.isfinite().all() else np.full((15, 3), np.nan)
+
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #a37fcdce
 def evaluate(
     network: nn.Module,
@@ -63,7 +68,7 @@ def evaluate(
     return {
         "validation_accuracy": accuracy(logits, target),
         "validation_loss": F.cross_entropy(logits, target).item(),
-        "validation_ece": expected_calibration_error(reliability(logits, target)),
+        "validation_ece": expected_calibration_error(_reliability_or_nan(logits, target)),
     }
 
 # %% ../../nbs/05_evaluation/04_evaluate.ipynb #8488271c
@@ -75,7 +80,7 @@ def pixel_sums(
 ]:  # confusion matrix [K, K], sums of `reliability`, cross entropy in nats; those of batches add up
     "What the scores of a batch of maps are made of."
     target = torch.from_numpy(np.ascontiguousarray(labels))
-    sums = reliability(logits, target)
+    sums = _reliability_or_nan(logits, target)
     matrix = confusion_matrix(logits.argmax(1), target, logits.shape[1])
     return matrix, sums, F.cross_entropy(logits.double(), target.long(), ignore_index=IGNORED, reduction="sum").item()
 

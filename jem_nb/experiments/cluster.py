@@ -134,7 +134,7 @@ class LocalCluster:
 
     def start(self, workers: int) -> None:
         "Start the scheduler, at its address, and its workers."
-        self.scheduler = self._started(["scheduler", "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2]])
+        self.scheduler = self._started(["scheduler", "--port", self.address.rpartition(":")[2]])
         self.workers = [self.start_worker() for _ in range(workers)]
 
     def start_worker(self, *options: str, **environment: str) -> subprocess.Popen:
@@ -148,8 +148,10 @@ class LocalCluster:
         )
 
     def _started(self, command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
+        # both listen, and their web servers too, even without a dashboard
+        loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
         return subprocess.Popen(
-            [sys.executable, "-m", "dask", *command, "--no-dashboard"],
+            [sys.executable, "-m", "dask", *command, *loopback],
             cwd=self.folder,
             env=os.environ | (environment or {}),
             stdout=subprocess.DEVNULL,

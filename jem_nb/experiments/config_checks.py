@@ -75,8 +75,7 @@ def check_together(config: Any) -> None:  # of `07_experiments/08_config`, a Run
     "Raise ValueError for values of different parts that do not go together."
     if config.labels_percent < 100 and config.start == "class_gaussians":
         raise ValueError(f"start is 'class_gaussians' with labels_percent {config.labels_percent:g}, and class "
-                         "Gaussians are "
-                         "made from all labels: expected start='noise'")
+                         "Gaussians are made from all labels: expected start='noise'")
     if config.batch_size > config.train_images:
         raise ValueError(f"batch_size is {config.batch_size}: expected at most train_images, {config.train_images}")
     if config.batch_size > config.buffer_size:

@@ -35,7 +35,7 @@ class DataConfig(ConfigPart):
     split: str = option("random", "how training and validation images are told apart")
     image_size: int = option(64, "pixels along a side", low=8)
     train_images: int = option(22000, "how many", low=1)
-    validation_images: int = option(5000, "how many", low=1)
+    validation_images: int = option(5000, "how many; each record has the energies between two of them", low=2)
     data_seed: int = option(0, "of the choice of images; one for all runs of a table", low=0)
     labels_percent: float = option(100.0, "of the training images whose labels are known; p(x) sees all images")
     pad: int = option(4, "pixels of random shift", low=0)

@@ -126,7 +126,8 @@ def parser_of_arguments() -> argparse.ArgumentParser:
                        ("pack", "move finished loose runs into packs"),
                        ("check", "read every record and every packed file")):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("experiments", nargs="*", metavar="EXPERIMENT")
+        # what is packed is meant to be shared, so it is named
+        command.add_argument("experiments", nargs="+" if name == "pack" else "*", metavar="EXPERIMENT")
     show = commands.add_parser("show", help="print a run's record, or another file of it")
     show.add_argument("run", metavar="EXPERIMENT/RUN")
     show.add_argument("name", nargs="?", default="result.json", metavar="FILE")

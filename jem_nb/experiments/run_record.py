@@ -23,15 +23,16 @@ from ..energy.autocorrelation import correlogram_distance
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import nearest_distance, patch_distance, sample_statistics
 from ..evaluation.evaluate import energy_percentiles, logits_of_batches
-from ..evaluation.final_evaluations import PROBES, Subject, calibration_scores
+from ..evaluation.final_evaluations import PROBES, calibration_scores
 from ..evaluation.landscape import energy_landscape
 from ..evaluation.segmentation_scores import correlograms, segmentation_scores
+from ..evaluation.subject import Subject
 from .config import RunConfig
-from .provenance import commit, versions
-from ..training.watch_and_history import History
+from .provenance import commit, processor, versions
 from ..training.divergence import side_that_ran
 from ..training.restart import Restart
 from ..training.trainer import Trainer
+from ..training.watch_and_history import History
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #019ac7fb
 HISTORY = (
@@ -101,6 +102,7 @@ def make_record(
             "data": train.provenance,
             "versions": versions(),
             "device": samples.device.type,
+            "processor": processor(str(samples.device)),
             "commit": commit(),
         }
         | ({"taken_over": trainer.taken_over} if trainer.taken_over else {})

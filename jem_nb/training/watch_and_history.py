@@ -17,7 +17,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..core.files import finite_or_none, five_digits
+from ..core.files import finite_or_none, five_digits, require_plain
 from .divergence import DivergenceCriterion
 from .trainer import Trainer
 from .training_state import Callback
@@ -32,11 +32,16 @@ class DivergenceWatch(Callback):
     def after_losses(self, trainer: Trainer) -> None:
         trainer.stopped = trainer.stopped or self.criterion.reason(trainer.measures)
 
+    def after_training(self, trainer: Trainer) -> None:
+        "No losses follow the last update, so the last evaluation says whether it was one too many."
+        if trainer.evaluations[-1].get("validation_loss", 0.0) is None:
+            trainer.stopped = trainer.stopped or "validation_loss is not finite"
+
 # %% ../../nbs/06_training/08_watch_and_history.ipynb #3da9247a
 def iterations_done(folder: Path) -> int:  # 0 where there is nothing yet
     "How far a run has come, from the last whole line that it wrote."
     try:
-        with open(folder / "metrics.jsonl", "rb") as file:
+        with open(require_plain(folder / "metrics.jsonl"), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
             return json.loads(file.read().split(b"\n")[-2])["iteration"] + 1
     except (OSError, IndexError, ValueError, KeyError, TypeError):
