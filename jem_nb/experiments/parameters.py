@@ -8,6 +8,7 @@ __all__ = ['assignments', 'declared_parameters', 'passed_parameters', 'check_val
 # %% ../../nbs/07_experiments/05_parameters.ipynb #e0eecb5b
 import ast
 import json
+import math
 import os
 from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
@@ -34,7 +35,12 @@ def assignments(source: str) -> dict[str, object]:  # values by name, in order
                 f"{ast.unparse(line)!r} in a parameters cell: expected one assignment of a literal a line, such as "
                 "'seeds: int = 5'"
             )
-        found[target.id] = ast.literal_eval(line.value)
+        try:
+            found[target.id] = ast.literal_eval(line.value)
+        except ValueError as error:  # papermill writes float('nan') and float('inf')
+            raise ValueError(
+                f"parameter {target.id} is {ast.unparse(line.value)}: expected a literal, whose numbers are finite"
+            ) from error
     return found
 
 
@@ -65,11 +71,12 @@ def check_value(name: str, value: object, default: object) -> object:  # the val
         return str(value).lower() == "true"
     if isinstance(default, float) and not isinstance(value, bool):
         with suppress(TypeError, ValueError):
-            return float(value)
-    if type(value) is not type(default):
+            if math.isfinite(float(value)):
+                return float(value)
+    if type(value) is not type(default) or isinstance(value, float):
         raise ValueError(
-            f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such "
-            f"as the default {default!r}"
+            f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}"
+            f"{', finite' if isinstance(default, float) else ''}, such as the default {default!r}"
         )
     return value
 
