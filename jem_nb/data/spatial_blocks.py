@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from ..core.files import write_json
 from ..core.messages import did_you_mean
+from .pixel_values import metres_of_unit
 
 # %% ../../nbs/02_data/16_spatial_blocks.ipynb #35f479d9
 def gap(
@@ -113,7 +114,7 @@ def _metres(crs: str) -> CRS:
         raise ValueError(
             f"coordinate system {crs!r} is unknown ({error}): expected an EPSG code such as 'EPSG:32632', or WKT"
         ) from error
-    if not system.is_projected or system.linear_units_factor[1] != 1:
+    if metres_of_unit(system) != 1:
         raise ValueError(
             f"coordinate system {crs!r} does not count in metres: blocks and buffer need that; reproject the rasters, "
             "for example to the UTM zone where they lie"

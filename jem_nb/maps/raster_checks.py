@@ -70,12 +70,10 @@ def shrink_factor(
         return 1
     try:
         across, down = pixel_sides(file.crs.to_wkt(), file.transform, file.width, file.height)
-        if not np.isfinite([across, down]).all():
-            raise ValueError(f"pixels of {across} x {down} m")
-    except Exception as error:  # of many kinds, from deep inside PROJ
+    except ValueError as error:
         raise ValueError(
-            f"{file.name}: {file.crs.to_string()} gives no place on Earth for its coordinates ({error}): correct its "
-            "georeference, or pass --any-resolution if its pixels are of the size of training"
+            f"{file.name}: {error}: correct its georeference, or pass --any-resolution if its pixels are of the size "
+            "of training"
         ) from error
     if not 1 / (1 + 2 * NEAR) < across / down < 1 + 2 * NEAR:
         raise ValueError(
