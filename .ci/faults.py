@@ -24,14 +24,18 @@ NAMES = {
     "import make_config, RunConfig": "import make_config; from jem_nb.experiments.config import RunConfig",
     "maps._assemble": "maps.assemble",
 }
-GONE = ("07-site-writes-outside.py", "11-site-killed.py")  # of jem-site, which was removed
+ELSEWHERE = {
+    "07-site-writes-outside.py": "jem-site was removed", "11-site-killed.py": "jem-site was removed",
+    "kill_each.py": "a test of the repository now, see nbs/12_whole_runs",
+}
 
 
 def adapted(text: str) -> str:
     "A script with today's names of modules."
+    text = re.sub(rf"\bjem_nb\.({'|'.join(MODULES)})\b", lambda found: f"jem_nb.{MODULES[found[1]]}", text)
     for old, new in NAMES.items():
         text = text.replace(old, new)
-    return re.sub(rf"\bjem_nb\.({'|'.join(MODULES)})\b", lambda found: f"jem_nb.{MODULES[found[1]]}", text)
+    return text
 
 
 def main(folder: Path, wanted: list[str]) -> int:
@@ -46,7 +50,10 @@ def main(folder: Path, wanted: list[str]) -> int:
         }
         failed = 0
         for path in sorted(copy.glob("*/*.*")):
-            if path.stem == "common" or path.suffix not in (".py", ".sh") or path.name in GONE:
+            if path.stem == "common" or path.suffix not in (".py", ".sh"):
+                continue
+            if path.name in ELSEWHERE:
+                print(f"{path.parent.name}/{path.name}: {ELSEWHERE[path.name]}")
                 continue
             if wanted and not any(name in str(path) for name in wanted):
                 continue
