@@ -217,7 +217,7 @@ def check_map(device: str, folder: Path) -> dict[str, float]:
 
 # %% ../../nbs/11_benchmarks/08_card_correctness.ipynb #607683e4
 def check_launch(device: str, folder: Path) -> dict[str, float]:
-    "A run under torchrun with one rank, which is the same as without."
+    "A run on one rank, started by `launch`, which is the same as without."
     from jem_nb.experiments.launch import launch
     config = make_config("smoke", "scenes", seed=1)
     record = launch(config, "card", folder, progress=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.process import require_memory
 from .cifar10 import CIFAR10_CLASSES, load_cifar10
 from .eurosat import EUROSAT_CLASSES, EUROSAT_METRES, load_eurosat
 from .eurosat_splits import random_split, spatial_split
@@ -49,6 +50,8 @@ def scene_sets(request: Request, maps: bool = False) -> tuple[ImageDataset, Imag
     for role, count in request.counts:
         if count is None:
             raise ValueError(f"{role}_images is None: scenes are generated, so say how many, for example 1000")
+        # images and labels of pixels, and a copy of both
+        require_memory(f"{role}_images", count, 2 * count * (len(SCENE_BANDS) + 1) * request.image_size**2)
     if request.without:
         raise ValueError(f"without {', '.join(request.without)} of {request.name}: "
                          "they are generated with all their classes; expected none to leave out")

@@ -30,6 +30,8 @@ def check_types(config: Any) -> None:  # of `07_experiments/08_config`, a RunCon
             fits = isinstance(value, tuple) and all(type(item) is get_args(hint)[0] for item in value)
         else:
             fits = type(value) in options
+        if type(value) is int and abs(value) >= 2**63:
+            raise ValueError(f"{name} is {value}: expected a number of at most 63 bits")
         if not fits or (isinstance(value, float) and not math.isfinite(value)):
             expected = str(hint).removeprefix("<class '").removesuffix("'>")
             raise ValueError(
@@ -39,9 +41,11 @@ def check_types(config: Any) -> None:  # of `07_experiments/08_config`, a RunCon
             )
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #adb17d46
-def option(default: Any, meaning: str, low: float | None = None) -> Any:  # a field of a dataclass
-    "A field with its default, its meaning in words, and the smallest value that makes sense."
-    return field(default=default, metadata={"meaning": meaning, "low": low})
+def option(
+    default: Any, meaning: str, low: float | None = None, high: float | None = None
+) -> Any:  # a field of a dataclass
+    "A field with its default, its meaning in words, and the smallest and the largest value that make sense."
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
 
 
 class ConfigPart:
@@ -50,9 +54,11 @@ class ConfigPart:
     def __post_init__(self):
         check_types(self)
         for each in fields(self):
-            low, value = each.metadata["low"], getattr(self, each.name)
+            low, high, value = each.metadata["low"], each.metadata["high"], getattr(self, each.name)
             if low is not None and value < low:
                 raise ValueError(f"{each.name} is {value}: expected at least {low}")
+            if high is not None and value > high:
+                raise ValueError(f"{each.name} is {value}: expected at most {high:g}")
         self.check()
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import RunConfig
@@ -100,18 +100,29 @@ COEFFICIENTS = {  # seconds for each operation, number written, and layer called
 def product_rate(
     seconds: float = 0.1, precision: str = "float32", size: int = 1024
 ) -> float:  # floating point operations a second
-    "How fast one thread of this machine multiplies square matrices; timed once."
+    "How fast one thread of this machine multiplies square matrices, or rows of one where that is slow; timed once."
     threads, dtype = torch.get_num_threads(), getattr(torch, precision)
     torch.set_num_threads(1)
     try:
-        matrix, count, began = torch.full((size, size), 0.5, dtype=dtype), -1, 0.0
-        while count < 1 or time.process_time() - began < seconds:
-            matrix @ matrix
-            count += 1
-            began = began or time.process_time()  # after the first product, which warms up
-        return 2 * size**3 * count / (time.process_time() - began)
+        matrix = torch.full((size, size), 0.5, dtype=dtype)
+        rows = matrix[: max(1, size // 32)]
+        _product_seconds(rows, matrix, 0)
+        # without units for a precision a large product takes up to a minute
+        if _product_seconds(rows, matrix, 0) * len(matrix) / len(rows) < 2 * seconds:
+            rows = matrix
+            _product_seconds(rows, matrix, 0)
+        return 2 * len(rows) * size**2 / _product_seconds(rows, matrix, seconds)
     finally:
         torch.set_num_threads(threads)
+
+
+def _product_seconds(rows: Tensor, matrix: Tensor, seconds: float) -> float:
+    "The mean time of a product, of as many as take so many seconds."
+    count, began = 0, time.process_time()
+    while not count or time.process_time() - began < seconds:
+        rows @ matrix
+        count += 1
+    return (time.process_time() - began) / count
 
 # %% ../../nbs/07_experiments/10_cost_model.ipynb #16a2f402
 def iteration_features(config: RunConfig, bands: int = 3, classes: int = 10) -> tuple[float, float, float]:

@@ -37,9 +37,10 @@ def assignments(source: str) -> dict[str, object]:  # values by name, in order
             )
         try:
             found[target.id] = ast.literal_eval(line.value)
-        except ValueError as error:  # papermill writes float('nan') and float('inf')
+        except ValueError as error:  # papermill writes a number that is not finite as a call
             raise ValueError(
-                f"parameter {target.id} is {ast.unparse(line.value)}: expected a literal, whose numbers are finite"
+                f"parameter {target.id} is {ast.unparse(line.value)}: expected a literal of finite numbers, texts, "
+                f"lists and dictionaries ({error})"
             ) from error
     return found
 
@@ -64,19 +65,27 @@ def passed_parameters(
     return assignments(injected[-1]) if injected else {}
 
 
+def _require_finite(name: str, value: object) -> None:
+    "ValueError where a parameter, or anything inside of it, is NaN or infinite."
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"parameter {name} is or holds {value}: expected finite numbers")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        _require_finite(name, item)
+
+
 def check_value(name: str, value: object, default: object) -> object:  # the value in the type of its default
     "A parameter's value, if it is of the type of its default or says so plainly."
     # on the command line papermill knows True but not true, and YAML takes 1e-4 for a text
     if isinstance(default, bool) and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if isinstance(default, float) and not isinstance(value, bool):
-        with suppress(TypeError, ValueError):
-            if math.isfinite(float(value)):
-                return float(value)
-    if type(value) is not type(default) or isinstance(value, float):
+        with suppress(TypeError, ValueError, OverflowError):
+            value = float(value)
+    _require_finite(name, value)
+    if type(value) is not type(default):
         raise ValueError(
-            f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}"
-            f"{', finite' if isinstance(default, float) else ''}, such as the default {default!r}"
+            f"parameter {name} is {value!r}, of type {type(value).__name__}: expected {type(default).__name__}, such "
+            f"as the default {default!r}"
         )
     return value
 

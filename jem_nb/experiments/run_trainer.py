@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..core.generators import named_generator
+from ..core.process import require_memory
 from ..core.ranks import ALONE, Ranks
 from ..data.batches import Batches
 from ..data.image_dataset import ImageDataset
@@ -22,7 +23,7 @@ from ..evaluation.evaluate import evaluate
 from .config import RunConfig
 from .run_data import known_labels
 from .run_record import calibration_now, sample_distance
-from ..networks.architectures import build_network
+from ..networks.architectures import build_network, make_network
 from ..training.reference_loop import ReferenceTrainer
 from ..training.trainer import Trainer
 
@@ -34,6 +35,7 @@ def build_trainer(
     def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
 
     classes = len(train.classes)
+    _require_memory(config, train)
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
         raise ValueError(
             f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of "
@@ -73,6 +75,16 @@ def build_trainer(
     )
 
 # %% ../../nbs/07_experiments/15_run_trainer.ipynb #6294c60c
+def _require_memory(config: RunConfig, train: ImageDataset) -> None:
+    require_memory("buffer_size", config.buffer_size, 4 * config.buffer_size * train.images[:1].size)
+    with torch.device("meta"):
+        network = make_network(
+            config.network, train.images.shape[1], len(train.classes), config.activation, config.normalization
+        )
+    # each weight with its gradient and Adam's two moments
+    require_memory("network", config.network, 16 * sum(weight.numel() for weight in network.parameters()))
+
+
 def _buffer(config: RunConfig, train: ImageDataset, generator: torch.Generator, ranks: Ranks) -> ReplayBuffer:
     bands, side = train.images.shape[1], config.image_size // (2 if config.coarse_epochs else 1)
     initial = None

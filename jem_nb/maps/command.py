@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 import torch
 
+from ..core.files import locked, require_writable
 from ..data.data_mask import alpha_bands
 from ..data.geotiff import open_geotiff
 from ..experiments.trained_network import find_weights, TrainedNetwork, load_network
@@ -115,14 +116,19 @@ def _make(given: argparse.Namespace) -> None:
             )
     if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(torch.get_num_threads() - 1)  # one core for what comes after the network
-    if output.with_suffix(".json").exists() and not given.overwrite:
-        raise FileExistsError(
-            f"{output.with_suffix('.json')} is there already, where the item of the map goes: choose another name, or "
-            "pass --overwrite"
-        )
-    write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands,
-              given.any_resolution, given.compression, given.overwrite, not given.quiet, given.device)
-    write_item(output, weights, trained, Path(given.raster).name)
+    item = output.with_suffix(".json")
+    require_writable(output.parent)
+    # map and item are of one command: another one that makes them waits for both
+    with locked(item, "" if given.quiet else f"{output} is being made by another process; waiting for it"):
+        try:
+            if item.exists() and not given.overwrite:
+                raise FileExistsError(f"{item} is there already, where the item of the map goes: choose another name, "
+                                      "or pass --overwrite")
+            write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands,
+                      given.any_resolution, given.compression, given.overwrite, not given.quiet, given.device, True)
+            write_item(output, weights, trained, Path(given.raster).name)
+        finally:
+            item.with_name(f".{item.name}.lock").unlink(missing_ok=True)
     if not given.quiet:
         print(_summary(output, trained))
 

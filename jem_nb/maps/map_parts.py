@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'MapJob', 'disk_errors', 'overview_factors', 'make_parts', '
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from rasterio.transform import Affine
 from torch import Tensor
 from tqdm import tqdm
 
+from ..core.files import require_plain, write_json
 from ..data.download import checksum
 from ..data.geotiff import GeoTiffError
 from ..experiments.trained_network import TrainedNetwork
@@ -60,8 +62,8 @@ class MapJob:
     @property
     def tags(self) -> dict[str, str]:
         return {"JEM_RUN": self.trained.run_id, "JEM_KEPT_PERCENT": repr(self.kept),
-                "JEM_CLASSES": json.dumps(self.trained.classes), "JEM_ENERGY_THRESHOLD": repr(self.threshold),
-                "JEM_MAP": self.identity}
+                "JEM_MAP": self.identity,
+                "JEM_CLASSES": json.dumps(self.trained.classes), "JEM_ENERGY_THRESHOLD": repr(self.threshold)}
 
 # %% ../../nbs/09_maps/03_map_parts.ipynb #985b5cab
 @contextmanager
@@ -130,41 +132,44 @@ def _part_of(job: MapJob, window: tuple[int, int], factor: int) -> Path:
     return job.folder / f"{window[0]}_{window[1]}_{factor}.tif"
 
 
-def _sums_of(job: MapJob, window: tuple[int, int]) -> Path:
-    return job.folder / f"{window[0]}_{window[1]}.json"
-
-
 def _finish_part(
     job: MapJob, window: tuple[int, int], logits: Tensor, data: np.ndarray, beyond: np.ndarray
 ) -> None:
-    "Write the layers of a window, and their overviews."
+    "Write the layers of a window, and their overviews; last their checksums, which say that the window is done."
     height, width = job.layout.height - window[0], job.layout.width - window[1]
     layers = map_layers(logits, data, job.threshold, beyond)[job.kept_layers, :height, :width]
+    checksums = {}
     with disk_errors(job.folder):
-        written = []
         for factor in [*overview_factors(job.layout), 1]:
-            written.append(_part_of(job, window, factor))
-            _write_part(written[-1], layers if factor == 1 else _smaller(layers, factor))
-        sums = {path.name: checksum(path) for path in written}
-        _sums_of(job, window).write_text(json.dumps(sums))  # last: a window counts with them alone
+            path = _part_of(job, window, factor)
+            _write_part(path, layers if factor == 1 else _smaller(layers, factor))
+            checksums[path.name] = checksum(path)
+        write_json(_checksums_of(job, window), checksums)
 
 
-def _is_whole(job: MapJob, window: tuple[int, int]) -> bool:
-    "Whether a window has its parts, and they are as they were written."
-    try:
-        sums = json.loads(_sums_of(job, window).read_text())
-        return all(
-            sums[path.name] == checksum(path)
-            for path in (_part_of(job, window, factor) for factor in [*overview_factors(job.layout), 1])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+def _checksums_of(job: MapJob, window: tuple[int, int]) -> Path:
+    return job.folder / f"{window[0]}_{window[1]}.json"
+
+
+def _is_done(job: MapJob, window: tuple[int, int]) -> bool:
+    "Whether the parts of a window are there, as they were written."
+    if not (listed := _checksums_of(job, window)).exists():
         return False
+    try:
+        written = json.loads(require_plain(listed).read_text())
+        paths = [_part_of(job, window, factor) for factor in [*overview_factors(job.layout), 1]]
+        if all(checksum(require_plain(path)) == written[path.name] for path in paths):
+            return True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    warnings.warn(f"the window {window} kept in {job.folder} is damaged, and is computed again", stacklevel=2)
+    return False
 
 
 def make_parts(job: MapJob) -> None:
-    "Compute every window without a whole part; other threads do meanwhile what comes before and after the network."
+    "Compute every window that has no part yet; other threads do meanwhile what comes before and after the network."
     trained, layout = job.trained, job.layout
-    missing = [window for window in layout.windows if not _is_whole(job, window)]
+    missing = [window for window in layout.windows if not _is_done(job, window)]
     done = len(layout.windows) - len(missing)
     nothing = torch.zeros(len(trained.classes), layout.side, layout.side)
     bar = tqdm(total=len(layout.windows), initial=done, desc="windows", disable=not job.progress, mininterval=1)
