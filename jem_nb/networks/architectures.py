@@ -54,7 +54,7 @@ def find_family(name: str) -> tuple[type[EnergyNetwork], dict[str, int]]:
     for pattern, family in NETWORKS.items():
         if match := re.fullmatch(re.sub("[A-Z]+", "([1-9][0-9]*)", re.escape(pattern)), name):
             words = re.findall("[A-Z]+", pattern)
-            if max(map(len, match.groups())) > 4:  # of which not even the shapes can be made
+            if any(len(number) > 4 for number in match.groups()):  # of which not even the shapes can be made
                 raise ValueError(f"network is {name!r}: expected numbers below 10,000")
             return family, {word.lower(): int(number) for word, number in zip(words, match.groups())}
     raise ValueError(f"network is {name!r}: expected {network_names()}")
