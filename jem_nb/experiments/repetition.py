@@ -17,7 +17,7 @@ from ..core.process import one_thread
 from .config import RunConfig
 from .run_trainer import build_trainer
 from .run_data import load_data
-from .records import collect
+from .records import each_record
 from ..training.trainer import Trainer
 from ..training.training_state import Callback
 from ..training.watch_and_history import History
@@ -65,7 +65,7 @@ def start_differences(record: Mapping, rows: Mapping[int, Mapping], untrained: M
 # %% ../../nbs/07_experiments/22_repetition.ipynb #145a03e7
 def starts(experiment: str) -> list[dict]:
     "The runs of an experiment that lived, as far as their records hold more of their start than the first iteration."
-    return [record for record in collect(experiment) if record.get("status") == "completed" and "history" in record
+    return [record for record in each_record(experiment) if record.get("status") == "completed" and "history" in record
             and sum(iteration < START for iteration in record["history"]["iteration"]) > 1]
 
 # %% ../../nbs/07_experiments/22_repetition.ipynb #8468d287

@@ -9,21 +9,21 @@ __all__ = ['FIGURES', 'siblings', 'card_figures', 'model_card', 'publish_model',
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.files import require_writable, write_bytes, write_text
 from ..experiments.config import RunConfig
-from ..experiments.records import collect, read_record
+from ..experiments.records import each_record, read_record
 from ..experiments.trained_network import TrainedNetwork, find_weights, load_network
 from .tables import markdown_table
 from .tensorboard import write_events
 from ..training.checkpoint import CheckpointError
 
 # %% ../../nbs/08_reporting/17_model_cards.ipynb #79899b9b
-def siblings(record: dict, records: Sequence[dict]) -> list[dict]:  # among them the record itself
+def siblings(record: dict, records: Iterable[dict]) -> list[dict]:  # among them the record itself
     "Records that differ from one in their seed only."
     def kind(of: dict) -> dict: return {name: value for name, value in of["identity"].items() if name != "seed"}
 
@@ -176,7 +176,7 @@ def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) 
             f"{run} has no result.json: expected the folder of a finished run, whose record the card is written from"
         )
     trained, folder = load_network(weights), require_writable(folder)
-    alike = siblings(record, collect(run.resolve().parent.name, run.resolve().parent.parent))
+    alike = siblings(record, each_record(run.resolve().parent.name, run.resolve().parent.parent))
     write_bytes(folder / "weights.safetensors", weights.read_bytes())
     write_text(folder / "README.md", model_card(trained, record, alike))
     return folder
