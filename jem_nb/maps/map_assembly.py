@@ -84,7 +84,8 @@ def _write_raster(job: MapJob, file: MapFile, path: Path) -> None:
     "All parts of one raster of a map, as a cloud-optimised GeoTIFF."
     layout, of_classes, source = job.layout, file.dtype == "uint8", job.file
     for factor in [*overview_factors(layout), 1]:
-        listed, transform = job.folder / _list_name(factor, file), source.transform * Affine.scale(layout.scale * factor)
+        listed = job.folder / _list_name(factor, file)
+        transform = source.transform * Affine.scale(layout.scale * factor)
         listed.write_text(_list_of_parts(
             layout, factor, file, source.crs.to_wkt(), transform, job.trained.classes if of_classes else ()
         ))
