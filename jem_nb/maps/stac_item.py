@@ -17,7 +17,6 @@ from rasterio import DatasetReader
 
 from ..core.files import write_json
 from ..data.pictures import class_colours
-from ..evaluation.training_features import NEIGHBOUR
 from ..experiments.trained_network import TrainedNetwork
 from .footprint import footprint
 from .map_parts import scores_path
@@ -107,9 +106,7 @@ def _score_layers(file: DatasetReader) -> list[dict]:  # JSON types
     more = {
         "energy": {"description": "energy: negative log-sum-exp of the logits"},
         "entropy": {"description": "entropy of the class probabilities", "unit": "nat"},
-        "distance to training": {
-            "description": f"distance to the {NEIGHBOUR}th nearest training features, of length 1"
-        },
+        "distance to training": {"description": "distance of the features to the nearest of training"},
         "known": {
             "description": f"1 where the {score} is at most {float(tags['JEM_THRESHOLD']):.6g}, which "
                            f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, and no value lies beyond "
