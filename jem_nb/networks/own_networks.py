@@ -97,18 +97,44 @@ def _require_one_image_at_a_time(network: OwnNetwork, images: Tensor, logits: Te
                          "depend on the image alone")
 
 
-def _require_gradient(network: OwnNetwork, images: Tensor, second: bool) -> None:
+def _image_gradient(network: nn.Module, images: Tensor, graph: bool = False) -> Tensor | None:  # as images
     x = images.clone().requires_grad_()
     energy = -network(x).logsumexp(1).sum()
-    found = torch.autograd.grad(energy, x, create_graph=second, allow_unused=True)[0] if energy.requires_grad else None
+    return torch.autograd.grad(energy, x, create_graph=graph, allow_unused=True)[0] if energy.requires_grad else None
+
+
+def _require_gradient(network: OwnNetwork, images: Tensor) -> None:
+    found = _image_gradient(network, images)
     if found is None or not found.isfinite().all() or not found.any():
         raise ValueError(f"network {network.title} has no finite gradient in the image: expected one, which chains "
                          "follow; look for detach(), argmax, rounding, or torch.no_grad() in its forward")
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    if second and not any(one is not None for one in (torch.autograd.grad(
-            found.square().sum(), weights, allow_unused=True) if found.requires_grad else ())):
-        raise ValueError(f"network {network.title} is not differentiable twice, and penalty 'g' takes the gradient of a "
-                         "gradient: expected a network that is, or a regularizer without 'g'")
+
+# %% ../../nbs/03_networks/08_own_networks.ipynb #281f62ac
+def _require_second_gradient(network: OwnNetwork, images: Tensor) -> None:
+    double, images = deepcopy(network).double(), images.double()
+    weights = [weight for weight in double.parameters() if weight.requires_grad]
+    noise = torch.Generator().manual_seed(0)
+    way = [torch.randn(weight.shape, generator=noise, dtype=torch.float64) for weight in weights]
+
+    def steepness(move: float) -> float:
+        with torch.no_grad():
+            for weight, direction in zip(weights, way):
+                weight.add_(move * direction)
+        return _image_gradient(double, images).square().sum().item()
+
+    try:
+        squared = _image_gradient(double, images, graph=True).square().sum()
+        slopes = torch.autograd.grad(squared, weights, allow_unused=True)
+        taken = sum((slope * step).sum().item() for slope, step in zip(slopes, way) if slope is not None)
+        step = 1e-6
+        measured = (steepness(step) - steepness(-2 * step)) / (2 * step)
+        problem = "" if abs(taken - measured) <= 0.05 * max(abs(taken), abs(measured)) else (
+            f"its slope is {taken:.3g} where {measured:.3g} is measured")
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+    if problem:
+        raise ValueError(f"network {network.title} is not differentiable twice ({problem}), and penalty 'g' takes the "
+                         "gradient of a gradient: expected a network that is, or a regularizer without 'g'")
 
 # %% ../../nbs/03_networks/08_own_networks.ipynb #6fa575b7
 def _last_layer(module: nn.Module, images: Tensor) -> str | None:
@@ -171,6 +197,8 @@ def own_network(
         # nobody can see by what a module shrinks images on the way; the power of two in a size that works is safe
         stride = image_size & -image_size
         network = OwnNetwork(module, logits.ndim == 4, stride, _last_layer(module, images))
-        _require_gradient(network, images, second)
+        _require_gradient(network, images)
+        if second:
+            _require_second_gradient(network, images)
     _require_one_image_at_a_time(network, images, logits)
     return network.train(), own_name(module, network.per_pixel)
