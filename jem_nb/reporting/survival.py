@@ -118,13 +118,12 @@ def detectable_difference(
     values = np.asarray(differences, dtype=float)
     if (count := len(values)) < 2:
         return float("nan")
-    critical = scipy.stats.t.ppf(1 - level / 2, count - 1)
+    critical = scipy.stats.f.ppf(1 - level, 1, count - 1)  # of the square of Student's t
 
-    def missing(effect: float) -> float:  # chance that lacks, at an effect in standard deviations
-        found = scipy.stats.nct(count - 1, effect * count**0.5)
-        return found.sf(critical) + found.cdf(-critical) - power
+    def above(effect: float) -> float:  # by how much the chance is above that, at an effect in standard deviations
+        return scipy.stats.ncf.sf(critical, 1, count - 1, count * effect**2) - power
 
-    return float(values.std(ddof=1) * scipy.optimize.brentq(missing, 1e-3, 30))
+    return float(values.std(ddof=1) * scipy.optimize.brentq(above, 1e-3, 30))
 
 # %% ../../nbs/08_reporting/01_survival.ipynb #ded27d57
 def holm(
