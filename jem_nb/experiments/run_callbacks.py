@@ -34,6 +34,7 @@ class RunPlace:
     ranks: Ranks = ALONE
     asked: Sequence[str] = ()  # requests to stop, see `requests_to_stop`
     progress: bool = False  # show a bar with the time left
+    report: bool = False  # keep what a report shows besides, see `errors.png`
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def make_callbacks(
                               number=chains)
     remembering = [history, restart, last, *([snapshots] if snapshots else [])]
     checkpoints = Checkpoints(place.folder, config.run_id, remembering, place.asked, origin)
-    bar = [ProgressBar(config.epochs)] if place.progress and place.ranks.first else []
+    bar = [ProgressBar(config.epochs, train.classes)] if place.progress and place.ranks.first else []
     ordered = (DivergenceWatch(config.criterion()), *remembering, checkpoints, *bar)
     return RunCallbacks(ordered, history, restart, last, snapshots, checkpoints)
 
