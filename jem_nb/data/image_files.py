@@ -131,9 +131,9 @@ def _open_deep_png(path: Path) -> Iterator[DatasetReader]:
     except RasterioError as error:
         raise ImageFileError(f"{error}: expected a whole PNG file; it is truncated or damaged") from error
 
-# %% ../../nbs/02_data/09_image_files.ipynb #b77cd6b3
+# %% ../../nbs/02_data/09_image_files.ipynb #37a8dd03
 def _orientation(path: Path) -> int:  # 1: rows from top to bottom, columns from left to right
-    "What the first picture of a TIFF says of the way in which its rows and columns run; its tags are known to be whole."
+    "What a TIFF, whose tags are known to be whole, says of the way in which its rows and columns run."
     with open(path, "rb") as file:
         magic = file.read(4)
         order, big = "<" if magic[:1] == b"I" else ">", 43 in magic
@@ -164,7 +164,10 @@ def _check_tiff(file: DatasetReader, path: Path, largest: int) -> None:
 
 
 @contextmanager
-def open_tiff(path: Path, largest: int = LARGEST_IMAGE) -> Iterator[DatasetReader]:  # `largest`: bytes of all its pixels
+def open_tiff(
+    path: Path,
+    largest: int = LARGEST_IMAGE,  # bytes that all its pixels may take
+) -> Iterator[DatasetReader]:
     "A TIFF that can be read as it is meant, with or without a place on Earth."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

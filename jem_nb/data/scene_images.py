@@ -25,14 +25,18 @@ from .scene_description import SceneDescription
 from .scene_facts import SceneFacts, check_skipped, few_of, file_names, reason_of
 from .scene_files import SceneFiles
 
-# %% ../../nbs/02_data/20_scene_images.ipynb #2e474253
-def cut_side(sizes: np.ndarray, image_size: int, names: tuple[str, ...]) -> int:  # pixels; sizes of images, int `[N, 2]`
+# %% ../../nbs/02_data/20_scene_images.ipynb #e08a676e
+def cut_side(
+    sizes: np.ndarray,  # int `[N, 2]`: height and width of each image
+    image_size: int,
+    names: tuple[str, ...],  # of their files
+) -> int:  # pixels
     "The side of the square that is cut from every image."
     shorter = sizes.min(axis=1)
     if (side := int(shorter.min()) // image_size * image_size) == 0:
         smallest = int(shorter.argmin())
-        raise ValueError(f"{names[smallest]} has {sizes[smallest, 0]}x{sizes[smallest, 1]} pixels, fewer than image_size "
-                         f"{image_size}: lower image_size, or set 'sizes' to 'resize'")
+        raise ValueError(f"{names[smallest]} has {sizes[smallest, 0]}x{sizes[smallest, 1]} pixels, fewer than "
+                         f"image_size {image_size}: lower image_size, or set 'sizes' to 'resize'")
     return side
 
 
@@ -137,7 +141,7 @@ def _read_all(
               "without_data": sums.without_data, "side": side,
               "extremes": np.transpose([sums.low, sums.high]).astype(float).tolist()}
 
-# %% ../../nbs/02_data/20_scene_images.ipynb #f40e62a2
+# %% ../../nbs/02_data/20_scene_images.ipynb #383ee916
 def _metres(facts: SceneFacts, positions: np.ndarray, side: int | None, image_size: int) -> float | None:
     "How much ground a pixel of the images shows, if it is about the same in all."
     files = positions[positions >= 0]
@@ -172,8 +176,8 @@ def read_scenes(
     images, details = cached_array(f"scene-images-1-{facts.sha256[:16]}-{run_id(made_of)}", make)
     problems, positions = details["problems"], np.array(details["positions"], np.int64)
     if problems:
-        print(f"{files.root.name}: {len(problems):,} of {len(file_names(files)):,} images cannot be used and are passed "
-              f"over: {few_of(problems)}", file=sys.stderr)
+        print(f"{files.root.name}: {len(problems):,} of {len(file_names(files)):,} images cannot be used and are "
+              f"passed over: {few_of(problems)}", file=sys.stderr)
     meaning = PixelMeaning(facts.type, ranges, description.nodata,
                            _metres(facts, positions, details["side"], image_size), facts.scaling, details["extremes"])
     provenance = {
