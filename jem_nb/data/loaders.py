@@ -137,7 +137,7 @@ def _scene_parts(
     "Scenes divided as a request asks for."
     if request.split == "place":
         return _by_place(request, files, facts)
-    if request.split == "column":
+    if request.split in ("column", "folders"):
         parts = tuple(np.flatnonzero(files.parts == role) for role in (TRAIN, VALIDATION))
     else:
         parts = stratified_split(files.labels, request.seed)

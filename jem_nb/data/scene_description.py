@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.messages import choice
 
-# %% ../../nbs/02_data/03_scene_description.ipynb #b98b1a34
+# %% ../../nbs/02_data/03_scene_description.ipynb #716afd20
 SIZES = ("resize", "cut")
 
 
@@ -23,6 +23,7 @@ class SceneDescription:
     classes_from: str
     source: str = "."
     images: str = "."
+    validation: str | None = None
     classes: tuple[str, ...] | None = None
     file_column: str = "file"
     class_column: str = "class"
@@ -46,13 +47,21 @@ class SceneDescription:
         "The path of the CSV file; None for class folders."
         return None if self.classes_from == "folders" else self.classes_from
 
+    @property
+    def splits(self) -> tuple[str, ...]:  # the first is the usual one
+        "How training and validation images can be told apart."
+        own = "column" if self.split_column else "folders" if self.validation else None
+        return ("random", "place") if own is None else (own, "random", "place")
+
     def _problems(self) -> Iterator[tuple[str, str]]:  # field, and what is expected of it
-        for what in ("classes_from", "images", "unlabelled"):
+        for what in ("classes_from", "images", "validation", "unlabelled"):
             path = getattr(self, what)
             if path is not None and (not path or Path(path).is_absolute() or ".." in Path(path).parts):
                 yield what, "expected a path inside the source; to look elsewhere set 'source'"
         if self.table and Path(self.table).suffix.lower() not in (".csv", ".tsv", ".txt"):
             yield "classes_from", "expected 'folders', or the path of a table that ends in .csv"
+        if self.validation is not None and self.table:
+            yield "validation", "expected class folders in 'classes_from': a table has a 'split_column'"
         if self.split_column is not None and not self.table:
             yield "split_column", "expected a table in 'classes_from', for class folders have no columns"
         if self.classes is not None and (len(set(self.classes)) != len(self.classes) or len(self.classes) < 2):

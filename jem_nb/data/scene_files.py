@@ -19,7 +19,7 @@ from ..core.messages import did_you_mean
 from .image_files import IMAGE_ENDINGS
 from .scene_description import SceneDescription
 
-# %% ../../nbs/02_data/10_scene_files.ipynb #f5e1aa12
+# %% ../../nbs/02_data/10_scene_files.ipynb #0ee4d917
 @dataclass(frozen=True, eq=False)
 class SceneFiles:
     "Image files with one label each, and others without."
@@ -28,7 +28,7 @@ class SceneFiles:
     names: tuple[str, ...]  # of images with a label, sorted
     labels: np.ndarray  # int64 `[N]`: positions in `classes`
     classes: tuple[str, ...]
-    parts: np.ndarray | None = None  # text `[N]`: train or validation, as the table says; None: it says nothing
+    parts: np.ndarray | None = None  # text `[N]`: train or validation, by table or folders; None: they say nothing
     unlabelled: tuple[str, ...] = ()  # names of images without a label, sorted
     raster: str | None = None  # name of a large GeoTIFF without labels, to be cut
     left_out: int = 0  # images of the test, by the table
@@ -58,7 +58,7 @@ def images_below(folder: Path) -> list[str]:  # relative to the folder, sorted
                                                            for part in path.relative_to(folder).parts))
     return sorted(path.relative_to(folder).as_posix() for path in _images_in(there, folder))
 
-# %% ../../nbs/02_data/10_scene_files.ipynb #a712d85e
+# %% ../../nbs/02_data/10_scene_files.ipynb #17f06a09
 def _check_spelling(names: Iterable[str], what: str) -> None:
     "ValueError where two names are one but for case, blanks, or how their accents are written."
     known: dict[str, str] = {}
@@ -82,11 +82,29 @@ def _from_folders(folder: Path, apart: set[Path]) -> dict[Path, str]:  # class o
         inside = _visible(of_class)
         if deeper := [path.name for path in inside if path.is_dir()]:
             raise ValueError(f"class folder {of_class} holds the folder {deeper[0]!r}: expected images alone; if "
-                             f"{of_class.name!r} is no class, say which folder holds the class folders, in 'images'")
+                             f"{of_class.name!r} is no class, say which folder holds the class folders, in 'images', "
+                             "and which those of validation, in 'validation'")
         if not (images := _images_in(inside, of_class)):
             raise ValueError(f"class folder {of_class} holds no image: expected PNG, JPEG or TIFF files; fill or "
                              "remove it")
         found |= dict.fromkeys(images, of_class.name)
+    return found
+
+# %% ../../nbs/02_data/10_scene_files.ipynb #2225d1f9
+def _from_both(description: SceneDescription, root: Path, others: list[str]) -> dict[str, tuple[str, str]]:
+    "Class and part of each image in class folders; `others` are names of images without labels."
+    roles = {description.images: "train"}
+    if description.validation is not None:
+        roles[description.validation] = "validation"
+    paths, found = [root / name for name in others], {}
+    for folder, part in roles.items():
+        if not (root / folder).is_dir():
+            raise FileNotFoundError(f"{root / folder} is missing: expected a folder of class folders; correct 'images' "
+                                    "or 'validation'")
+        apart = {place for path in (*paths, *(root / other for other in roles if other != folder))
+                 for place in (path, *path.parents)}
+        found |= {path.relative_to(root).as_posix(): (of_class, part)
+                  for path, of_class in _from_folders(root / folder, apart - {root / folder}).items()}
     return found
 
 # %% ../../nbs/02_data/10_scene_files.ipynb #1d164977
@@ -195,7 +213,7 @@ def _without_labels(root: Path, pattern: str | None) -> tuple[list[str], str | N
     raster = names[0] if place.is_file() and place.suffix.lower() in (".tif", ".tiff") else None
     return ([], raster) if raster else (names, None)
 
-# %% ../../nbs/02_data/10_scene_files.ipynb #6965ee04
+# %% ../../nbs/02_data/10_scene_files.ipynb #f6916da7
 def _classes(description: SceneDescription, found: set[str]) -> tuple[str, ...]:
     "The classes in the order of their numbers."
     names = sorted(found) if description.classes is None else description.classes
@@ -220,7 +238,7 @@ def _check_numbers(classes: tuple[str, ...], labels: np.ndarray, parts: np.ndarr
             raise ValueError(f"class {name!r} has {count} image: expected 2 or more, one to train and one to validate; "
                              "add some, or leave the class out")
         if parts is not None and not (parts[labels == number] == "train").any():
-            raise ValueError(f"class {name!r} has no image to train, by the table: expected one or more")
+            raise ValueError(f"class {name!r} has no image to train, by table or folders: expected one or more")
     if parts is not None and not (parts == "validation").any():
         raise ValueError("no image validates, by the table: expected some whose row says validation")
 
@@ -237,16 +255,13 @@ def find_scenes(
     names, raster = _without_labels(root, description.unlabelled)
     without, left_out = [], 0
     if description.table is None:
-        paths = [root / name for name in (*names, *filter(None, [raster]))]
-        apart = {place for path in paths for place in (path, *path.parents)}
-        found = {path.relative_to(root).as_posix(): (of_class, "")
-                 for path, of_class in _from_folders(root / description.images, apart).items()}
+        found = _from_both(description, root, [*names, *filter(None, [raster])])
     else:
         found, without, left_out = _from_table(description, root, {*names, raster})
     classes = _classes(description, {of_class for of_class, _ in found.values()})
     ordered = tuple(sorted(found))
     labels = np.array([classes.index(found[name][0]) for name in ordered], np.int64)
-    parts = np.array([found[name][1] for name in ordered]) if description.split_column else None
+    parts = np.array([found[name][1] for name in ordered]) if len(description.splits) == 3 else None
     _check_numbers(classes, labels, parts)
     more = tuple(sorted({*names, *without} - found.keys()))
     return SceneFiles(root, ordered, labels, classes, parts, more, raster, left_out)
