@@ -19,8 +19,9 @@ from ..data.json_description import from_object
 from ..data.pixel_values import PixelMeaning
 from .config import PART_OF, RunConfig
 from .records import run_file
-from ..networks.architectures import is_segmentation, make_network
+from ..networks.architectures import is_own, is_segmentation, make_network
 from ..networks.layers import normalize_spectrum
+from ..networks.own_networks import own_network
 from ..training.checkpoint import CheckpointError, read_weights
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #59e52ccd
@@ -70,7 +71,28 @@ class TrainedNetwork:
             )
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f6e101d0
-def load_network(path: str | Path) -> TrainedNetwork:
+def _without_weights(config: RunConfig, bands: int, classes: int, given: nn.Module | None) -> nn.Module:
+    "A network into which weights can be read; ValueError where it is not the one that was trained."
+    if not is_own(config.network):
+        if given is not None:
+            raise ValueError(f"network is a {type(given).__name__}, and these weights are of {config.network}, which has "
+                             "a name: expected none")
+        with torch.device("meta"):
+            return make_network(config.network, bands, classes, config.activation, config.normalization)
+    if given is None:
+        raise ValueError(f"these weights are of {config.network}, a user's own network: hand over the same module, as in "
+                         "load_network(path, network=module); commands take --network FILE.py:FUNCTION")
+    own, name = own_network(given, bands, classes, config.image_size)
+    if name.rpartition("-")[0] != config.network.rpartition("-")[0]:
+        raise ValueError(f"network is a {type(given).__name__}, and these weights are of {config.network}: expected the "
+                         "same class, built in the same way")
+    return own
+
+
+def load_network(
+    path: str | Path,
+    network: nn.Module | None = None,  # where a user's own was trained: the same module, with any weights
+) -> TrainedNetwork:
     "Read a network that `run` wrote; raises CheckpointError where file and network do not fit."
     tensors, description = read_weights(path)
     try:
@@ -81,8 +103,7 @@ def load_network(path: str | Path) -> TrainedNetwork:
         if not isinstance(description["data"], dict):
             raise ValueError("data is no object: expected what is known of the training images")
         pixels = from_object(PixelMeaning, description["data"]["pixels"], "pixels")
-        with torch.device("meta"):
-            network = make_network(config.network, len(bands), len(classes), config.activation, config.normalization)
+        network = _without_weights(config, len(bands), len(classes), network)
         needed, given = (sum(tensor.numel() for tensor in held) for held in (network.parameters(), tensors.values()))
         if needed > given:  # before any memory is taken for them
             raise ValueError(f"a network of {needed:,} weights is described, and {given:,} numbers are there")
