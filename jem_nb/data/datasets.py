@@ -31,13 +31,13 @@ class Source:
     others: tuple[str, ...] = ()  # names of data sets that are foreign to it, with bands of the same names
 
 
-DESCRIBED = Source(tile_sets, ("blocks",), per_pixel=True)  # of a name that ends in .json
+DESCRIBED = Source(tile_sets, ("blocks", "random"), per_pixel=True)  # of a name that ends in .json
 DATASETS = {
     "scenes": Source(scene_sets, ("generated",)),
     "eurosat": Source(eurosat_sets, ("random", "spatial"), others=("cifar10", "scenes")),
     "cifar10": Source(cifar10_sets, ("official",), others=("eurosat", "scenes")),
     "scene_maps": Source(scene_map_sets, ("generated",), per_pixel=True),
-    **dict.fromkeys(BUILT_IN, DESCRIBED),
+    **dict.fromkeys(BUILT_IN, replace(DESCRIBED, splits=("blocks",))),
 }
 
 # %% ../../nbs/02_data/22_datasets.ipynb #d2934b81
@@ -67,7 +67,7 @@ def _check(request: Request) -> None:
     if request.split not in source.splits:
         raise ValueError(f"split {request.split!r} of {request.name}: expected {' or '.join(source.splits)}."
                          f"{did_you_mean(request.split, source.splits)}")
-    if request.tile_size is not None and request.split != "blocks":
+    if request.tile_size is not None and source.load is not tile_sets:
         raise ValueError(f"tile_size {request.tile_size} of {request.name}: "
                          "only aerial images are cut into tiles; expected None")
     for role, count in request.counts:

@@ -27,7 +27,8 @@ from ..core.messages import did_you_mean
 from .data_mask import alpha_bands, check_alpha, check_beside, data_mask
 from .geotiff import check_content, open_geotiff, scaling_of
 from .resize import IGNORED
-from .tile_description import PNG, TileDescription
+from .image_files import look_at, read_image_file
+from .tile_description import GEOTIFF, PNG, TileDescription
 
 # %% ../../nbs/02_data/17_raster_pairs.ipynb #56f42599
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class ImageRaster:
     path: Path
     pixels: np.ndarray  # `[C, H, W]`, of the file's type
     valid: np.ndarray  # bool `[H, W]`
-    crs: str
+    crs: str  # "" where the raster has no place on Earth
     transform: Affine
     scaling: tuple[tuple[float, float], ...] | None  # of each band, by the file's tags
 
@@ -67,11 +68,14 @@ def read_image(
     rows: tuple[int, int] | None = None,  # from and to; None: all
 ) -> ImageRaster:
     "The bands that a description names, and which pixels hold data."
+    if path.suffix.lower() not in GEOTIFF:
+        return _read_picture(description, path)
     with open_geotiff(path) as file:
         first, last = (0, file.height) if rows is None else rows
         check_content(file, max_bytes=LARGEST_READ * file.height // (last - first))
         check_beside(file, nodata_known=description.nodata is not None)
-        if file.crs is None or file.transform.b or file.transform.d:
+        nowhere = file.crs is None and file.transform.is_identity and not file.gcps[0]
+        if not nowhere and (file.crs is None or file.transform.b or file.transform.d):
             raise ValueError(f"{_not_placed(file)}: expected a north-up GeoTIFF with its place on Earth")
         bands = tuple(_position(name, band, file.descriptions, path) for name, band in description.bands.items())
         window = None if rows is None else (rows, (0, file.width))
@@ -79,7 +83,19 @@ def read_image(
         check_alpha(file, bands, tuple(description.bands), pixels)
         valid = data_mask(file, pixels, bands, description.nodata, window)
         place = file.transform @ Affine.translation(0, first)
-        return ImageRaster(path, pixels, valid, file.crs.to_string(), place, scaling_of(file, bands))
+        crs = "" if nowhere else file.crs.to_string()
+        return ImageRaster(path, pixels, valid, crs, place, scaling_of(file, bands))
+
+
+def _read_picture(description: TileDescription, path: Path) -> ImageRaster:
+    "The bands of a PNG or JPEG, which has no place on Earth."
+    facts = look_at(path)
+    bands = tuple(_position(name, band, facts.bands, path) for name, band in description.bands.items())
+    pixels, valid = read_image_file(path, bands, description.nodata)
+    with Image.open(path) as picture:
+        if picture.getexif().get(274, 1) != 1:
+            raise ValueError(f"{path} is to be turned, by its EXIF orientation, and labels are not: save it upright")
+    return ImageRaster(path, pixels, valid, "", Affine.identity(), None)
 
 
 def _not_placed(file: DatasetReader) -> str:
@@ -197,7 +213,7 @@ def read_labels(description: TileDescription, path: Path, image: ImageRaster) ->
                 "has: they must show the same ground"
             )
         values, labelled = _colours(file) if description.colours else _numbers(file)
-        if file.driver != "PNG":
+        if file.driver != "PNG" and image.crs:
             _check_place(file, image)
     if description.colours:
         _check_colours(path, values[labelled & ~np.isin(values, list(table))])
@@ -211,6 +227,10 @@ def read_labels(description: TileDescription, path: Path, image: ImageRaster) ->
 # %% ../../nbs/02_data/17_raster_pairs.ipynb #d8aefa9f
 def check_alike(image: ImageRaster, first: ImageRaster) -> None:
     "Raise ValueError unless two images can belong to one data set."
+    if bool(image.crs) != bool(first.crs):
+        here, there = (image, first) if image.crs else (first, image)
+        raise ValueError(f"{here.path} has a place on Earth and {there.path} has none: expected both or neither; make "
+                         "two data sets of them")
     if image.pixels.dtype != first.pixels.dtype:
         raise ValueError(
             f"{image.path} has pixels of type {image.pixels.dtype} and {first.path} of {first.pixels.dtype}: expected "
@@ -247,6 +267,10 @@ def read_strips(
     first: ImageRaster,  # to which it must be alike
 ) -> Iterator[tuple[int, ImageRaster]]:  # the number of the strip's first row, and its pixels
     "An image without labels, which may be larger than memory."
+    if path.suffix.lower() not in GEOTIFF:
+        check_alike(whole := read_image(description, path), first)
+        yield 0, whole
+        return
     with open_geotiff(path) as file:
         width, last = file.width, file.height
     step = height * max(1, _STRIP // (width * height))
