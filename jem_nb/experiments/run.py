@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.files import locked, require_writable, write_json
+from ..core.files import locked, require_writable, write_bytes, write_json
 from ..core.process import Interrupted, keep_freed_memory, one_thread, requests_to_stop
 from ..core.ranks import ALONE, Ranks
 from ..data.image_dataset import ImageDataset
@@ -34,6 +34,7 @@ def run(
     root: str | Path | None = None,  # reports/runs if None
     progress: bool = False,  # show a bar with the time left
     ranks: Ranks = ALONE,  # which of several processes this is, see `launch`; the first of them writes
+    report: bool = False,  # keep a picture of the worst errors beside the record, which `write_report` shows
 ) -> dict:  # the record
     "Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on."
     if ranks.world != config.ranks:
@@ -61,7 +62,7 @@ def run(
             with writable(config, folder):
                 write_json(folder / "config.json", config.as_json())
         keep_freed_memory()
-        _train(config, experiment, RunPlace(folder, ranks, asked, progress), (train, validation))
+        _train(config, experiment, RunPlace(folder, ranks, asked, progress, report), (train, validation))
         return ranks.same(lambda: read_record(folder))
 
 # %% ../../nbs/07_experiments/17_run.ipynb #a23064ee
@@ -85,13 +86,15 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, data: tuple[Imag
         place.ranks.require_same(trainer.network)
         if not place.ranks.first:
             return  # the first writes for all
-        record, picture = make_record(config, experiment, trainer, watchers.history, watchers.restart, *data)
+        record, kept = make_record(config, experiment, trainer, watchers.history, watchers.restart, *data)
         found, pictures = answers(config, trainer, *data, lambda: watchers.checkpoints.stop_if_asked(trainer))
         record |= {"probes": found} if config.probes else {}
         if seen := watchers.snapshots:
             record |= {"snapshot_epochs": list(seen.maps), "map_rows": seen.map_rows()}
     with writable(config, place.folder):
-        write_pictures(place.folder, trainer, watchers, picture, pictures, len(data[0].classes))
+        write_pictures(place.folder, trainer, watchers, kept["samples.png"], pictures, len(data[0].classes))
+        if place.report and "errors.png" in kept:
+            write_bytes(place.folder / "errors.png", kept["errors.png"])
         if not trainer.stopped:
             described = weights_description(config, trainer.evaluated, *data)
             save_weights(place.folder / "weights.safetensors", trainer.evaluated.state_dict(), described)

@@ -35,6 +35,7 @@ class RunPlace:
     ranks: Ranks = ALONE
     asked: Sequence[str] = ()  # requests to stop, see `requests_to_stop`
     progress: bool = False  # show a bar with the time left
+    report: bool = False  # keep what a report shows besides, see `errors.png`
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def make_callbacks(
                               number=chains)
     remembering = [history, restart, last, *([snapshots] if snapshots else [])]
     checkpoints = Checkpoints(place.folder, config.run_id, remembering, place.asked, origin)
-    bar = [ProgressBar(config.epochs)] if place.progress and place.ranks.first else []
+    bar = [ProgressBar(config.epochs, train.classes)] if place.progress and place.ranks.first else []
     if bar and train.labelled is not None:
         learns = "p(x) alone learns" if config.marginal_weight and config.unlabelled_images else "nothing learns"
         print(f"{len(train) - len(train.labelled):,} of {len(train):,} training images have no label: {learns} from "
