@@ -20,7 +20,8 @@ from .archive_members import read_members
 from .cache import cached_array, file_checksum, folder_checksum
 from .data_mask import files_beside
 from .pixel_values import PixelMeaning, metres_per_pixel, to_byte_range
-from .raster_pairs import ImageRaster, corner_of, read_image, read_pairs, read_strips, value_ranges
+from .image_rasters import ImageRaster, corner_of, read_image, read_strips, value_ranges
+from .raster_pairs import read_pairs
 from .resize import IGNORED, area_resize, majority_resize
 from .spatial_blocks import bounds_in, common_system
 from .tile_description import GEOTIFF, PICTURES, TileDescription, find_pairs
