@@ -98,7 +98,7 @@ _REFERENCE = {  # what loop 'reference', the plain one, expects of the fields th
     "class_conditional": False, "chain_clamp": None, "gradient_clamp": None, "chains_per_image": 1.0,
     "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1,
     "generation_loss": "contrastive", "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0,
-    "feedback": "none", "restarts": 0,
+    "feedback": "none", "restarts": 0, "class_weights": "none",
 }
 
 
