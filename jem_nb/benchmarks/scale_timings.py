@@ -31,7 +31,8 @@ from ..experiments.records import run_folder
 from ..experiments.run import run
 from ..experiments.sweep import sweep
 from ..experiments.trained_network import load_network
-from ..maps.windows import lay_out, read_window, window_logits
+from ..maps.map_parts import scores_path
+from ..maps.windows import lay_out, read_window, window_answers
 from ..maps.write_map import write_map
 
 # %% ../../nbs/11_benchmarks/07_scale_timings.ipynb #94000005
@@ -172,15 +173,16 @@ def time_map(network: str, side: int = 2500, window: int | None = None, repeats:
             keep_freed_memory()  # as a map does while its network computes, or the comparison would be too kind
             began = time.perf_counter()
             for pixels in windows:
-                window_logits(trained, layout, pixels)
+                window_answers(trained, layout, pixels)
             alone.append(time.perf_counter() - began)
-            path.unlink(missing_ok=True)
+            for made in (path, scores_path(path)):
+                made.unlink(missing_ok=True)
             began = time.perf_counter()
             write_map(weights, raster, path, window, progress=False)
             seconds.append(time.perf_counter() - began)
         return {
             "network": network, "pixels": side**2, "seconds": seconds, "network_seconds": alone,
-            "bytes": path.stat().st_size, "raster_bytes": raster_bytes,
+            "bytes": path.stat().st_size + scores_path(path).stat().st_size, "raster_bytes": raster_bytes,
         }
 
 # %% ../../nbs/11_benchmarks/07_scale_timings.ipynb #94000012

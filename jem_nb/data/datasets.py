@@ -40,7 +40,7 @@ def _given(request: Request) -> tuple[ImageDataset, ImageDataset]:
                      "run(..., data=(train, validation))")
 
 
-TILES = Source(tile_sets, ("blocks",), per_pixel=True)
+TILES = Source(tile_sets, ("blocks", "random"), per_pixel=True)
 # before the digest of their content, of images from `given_data`
 GIVEN = {"given": Source(_given, ("given",)), "given_maps": Source(_given, ("given",), per_pixel=True)}
 DATASETS = {
@@ -48,7 +48,7 @@ DATASETS = {
     "eurosat": Source(eurosat_sets, ("random", "spatial"), others=("cifar10", "scenes")),
     "cifar10": Source(cifar10_sets, ("official",), others=("eurosat", "scenes")),
     "scene_maps": Source(scene_map_sets, ("generated",), per_pixel=True),
-    **dict.fromkeys(BUILT_IN, TILES),
+    **dict.fromkeys(BUILT_IN, replace(TILES, splits=("blocks",))),
 }
 
 # %% ../../nbs/02_data/22_datasets.ipynb #d2934b81
@@ -95,7 +95,7 @@ def _check(request: Request) -> None:
     if request.split not in source.splits:
         raise ValueError(f"split {request.split!r} of {request.name}: expected {' or '.join(source.splits)}."
                          f"{did_you_mean(request.split, source.splits)}")
-    if request.tile_size is not None and request.split != "blocks":
+    if request.tile_size is not None and source.load is not tile_sets:
         raise ValueError(f"tile_size {request.tile_size} of {request.name}: "
                          "only aerial images are cut into tiles; expected None")
     for role, count in request.counts:

@@ -17,7 +17,7 @@ from ..core.process import require_memory
 from .cifar10 import CIFAR10_CLASSES, load_cifar10
 from .eurosat import EUROSAT_CLASSES, EUROSAT_METRES, load_eurosat
 from .eurosat_splits import random_split, spatial_split
-from .ground_split import sample_roles, split_ground
+from .ground_split import random_roles, sample_roles, split_ground
 from .image_dataset import UNLABELLED, ImageDataset, Request, divide
 from .pixel_values import PixelMeaning
 from .scene_painting import EXTENT, PIXEL_CLASSES
@@ -92,18 +92,21 @@ def eurosat_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
 
 # %% ../../nbs/02_data/21_loaders.ipynb #8ca4a6b2
 def tile_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
-    "Samples of the rasters that a description names, divided by blocks of ground."
+    "Samples of the rasters that a description names, divided by blocks of ground, or at random by rasters."
     description, name = find_description(request.name, request.data_folder), Path(request.name).name
     tile_size = request.image_size if request.tile_size is None else request.tile_size
     tiles = read_tiles(description, tile_size, request.image_size)
-    split, piece_of = split_ground(tiles, request.block_size, request.buffer, request.block_seed)
-    roles = sample_roles(tiles, split, piece_of)
-    found = {role: np.flatnonzero(roles == role) for role in (TRAIN, VALIDATION, DROPPED)}
     origin = {"name": name} | tiles.provenance
-    origin |= {"block_size": request.block_size, "buffer": request.buffer, "block_seed": request.block_seed}
+    if request.split == "random":
+        roles, blocks = random_roles(tiles, request.seed)
+    else:
+        split, piece_of = split_ground(tiles, request.block_size, request.buffer, request.block_seed)
+        roles = sample_roles(tiles, split, piece_of)
+        origin |= {"block_size": request.block_size, "buffer": request.buffer, "block_seed": request.block_seed}
+        blocks = np.unique(split.blocks, axis=0, return_inverse=True)[1].reshape(-1)[piece_of]
+        blocks[piece_of < 0] = -1
+    found = {role: np.flatnonzero(roles == role) for role in (TRAIN, VALIDATION, DROPPED)}
     origin["split_images"] = {role: len(indices) for role, indices in found.items()}
-    blocks = np.unique(split.blocks, axis=0, return_inverse=True)[1].reshape(-1)[piece_of]
-    blocks[piece_of < 0] = -1
     bands = tuple(description.bands)
     whole = ImageDataset(name, tiles.images, tiles.labels, description.classes, bands, origin, blocks)
     return divide(whole, (found[TRAIN], found[VALIDATION]), request)

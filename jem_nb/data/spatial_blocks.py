@@ -193,7 +193,7 @@ STRETCH = 0.05  # by which a metre may differ from one on the ground
 
 def common_system(systems: Sequence[str]) -> str:  # one of them
     "The first coordinate system that counts in metres; the first of all where none does."
-    return next((crs for crs in systems if metres_of_unit(CRS.from_user_input(crs)) == 1), systems[0])
+    return next((crs for crs in systems if crs and metres_of_unit(CRS.from_user_input(crs)) == 1), systems[0])
 
 
 def bounds_in(
@@ -203,7 +203,7 @@ def bounds_in(
 ) -> np.ndarray:  # float64 `[N, 4]`, in the other system
     "The rectangles around these in another coordinate system; ValueError where it stretches the ground there."
     bounds = np.asarray(bounds, np.float64)
-    if not len(bounds) or CRS.from_user_input(crs) == CRS.from_user_input(other):
+    if not len(bounds) or crs == other or CRS.from_user_input(crs) == CRS.from_user_input(other):
         return bounds
     moved = transform(crs, other, bounds[:, [0, 0, 2, 2]].ravel(), bounds[:, [1, 3, 1, 3]].ravel())
     corners = np.reshape(moved, (2, -1, 4))

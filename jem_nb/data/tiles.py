@@ -20,10 +20,11 @@ from .archive_members import read_members
 from .cache import cached_array, file_checksum, folder_checksum
 from .data_mask import files_beside
 from .pixel_values import PixelMeaning, metres_per_pixel, to_byte_range
-from .raster_pairs import ImageRaster, corner_of, read_image, read_pairs, read_strips, value_ranges
+from .image_rasters import ImageRaster, corner_of, read_image, read_strips, value_ranges
+from .raster_pairs import read_pairs
 from .resize import IGNORED, area_resize, majority_resize
 from .spatial_blocks import bounds_in, common_system
-from .tile_description import GEOTIFF, PNG, TileDescription, find_pairs
+from .tile_description import GEOTIFF, PICTURES, TileDescription, find_pairs
 
 # %% ../../nbs/02_data/18_tiles.ipynb #75dd262b
 @dataclass(frozen=True, eq=False)
@@ -146,9 +147,12 @@ def _cut_all(
             f"{cut.left_out}; lower tile_size, or correct 'values' or 'nodata'"
         )
     first = read_image(description, labelled[0])
-    metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
+    metres = None
+    if first.crs:
+        side = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1])
+        metres = round(side * tile_size / image_size, 4)
     found |= cut.found() | {
-        "type": first.pixels.dtype.name, "metres": round(metres, 4), "rasters": len(pairs), "scaling": first.scaling,
+        "type": first.pixels.dtype.name, "metres": metres, "rasters": len(pairs), "scaling": first.scaling,
         "without_labels": [key for key, _, label in pairs if label is None],
     }
 
@@ -160,7 +164,7 @@ def _opened(source: Path) -> Iterator[Path]:
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
-        endings = (*GEOTIFF, *PNG, ".msk", ".aux.xml")
+        endings = (*GEOTIFF, *PICTURES, ".msk", ".aux.xml")
         for name, content in read_members(source, lambda name: name.lower().endswith(endings)):
             (path := Path(folder) / source.name / name).parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -25,7 +25,7 @@ from .provenance import commit, differences, fingerprint
 from .records import read_record, run_folder, write_record
 from .run_callbacks import RunPlace, make_callbacks, write_pictures
 from .run_data import data_digest, load_data
-from .run_record import answers, make_record, weights_description
+from .run_record import answers, make_record, weights_and_description
 from .run_trainer import build_trainer
 from ..networks.precision import device_of
 from ..training.checkpoint import save_weights
@@ -115,8 +115,8 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOv
         if place.report and "errors.png" in kept:
             write_bytes(place.folder / "errors.png", kept["errors.png"])
         if not trainer.stopped:
-            described = weights_description(config, trainer.evaluated, *data)
-            save_weights(place.folder / "weights.safetensors", trainer.evaluated.state_dict(), described)
+            contents = weights_and_description(config, trainer.evaluated, *data)
+            save_weights(place.folder / "weights.safetensors", *contents)
         # last: its presence says that the run is finished
         write_record(place.folder, record)
     watchers.checkpoints.finish()
