@@ -182,7 +182,7 @@ def mask_values(paths: Sequence[Path]) -> tuple[Counter, bool]:  # pixels by val
                              "a colour for each class")
     return counts, coloured
 
-# %% ../../nbs/02_data/26_guesses.ipynb #3a8e6a87
+# %% ../../nbs/02_data/26_guesses.ipynb #8182d609
 def guess_tiles(root: Path) -> TileDescription | None:
     "A description of rasters with masks."
     for labels in _folders(root):
@@ -193,10 +193,6 @@ def guess_tiles(root: Path) -> TileDescription | None:
             there = [path for path in _inside(images) if path.suffix.lower() in IMAGE_ENDINGS]
             if not there or (keys := _keys([path.stem for path in there], [path.stem for path in masks])) is None:
                 continue
-            if not all(path.suffix.lower() in GEOTIFF for path in there):
-                raise ValueError(f"{images} has masks in {labels.name}, and holds images such as {there[0].name}: "
-                                 "expected GeoTIFFs alone, for training and validation are told apart by their place "
-                                 "on Earth; write them with gdal_translate -a_srs -a_ullr")
             return _tiles(root, images, labels, there, masks, keys)
     return None
 
