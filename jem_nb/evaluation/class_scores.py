@@ -74,9 +74,8 @@ def _errors(first: int, logits: Tensor, labels: Tensor) -> list[tuple[float, dic
     known = labels != IGNORED
     for place, (error, some) in enumerate(zip(wrong & known, known)):
         if error.any():
-            share, badness = (float(part.sum() / some.sum()) for part in (error, confidence[place][error]))
-            said = {"image": first + place, "wrong_percent": five_digits(100 * share)}
-            found.append((badness, said, predicted[place]))
+            said = {"image": first + place, "wrong_percent": five_digits(100 * float(error.sum() / some.sum()))}
+            found.append((float(confidence[place][error].sum()), said, predicted[place]))
     return found
 
 # %% ../../nbs/05_evaluation/13_class_scores.ipynb #a0c600a8
@@ -95,7 +94,8 @@ def class_scores(
         sums += reliability(logits, labels, ignored=ignored) if logits.isfinite().all() else np.nan
         worst = sorted(worst + _errors(place.start, logits, labels), key=lambda error: -error[0])[:kept]
     scores = {
-        "classes": list(validation.classes), "train_count": label_counts(train), "count": matrix.sum(1).tolist(),
+        "classes": list(validation.classes), "bands": list(validation.bands),
+        "train_count": label_counts(train), "count": matrix.sum(1).tolist(),
         "recall": or_none(recalls(matrix)), "precision": or_none(precisions(matrix)), "confusion": matrix.tolist(),
         "reliability": [or_none(row) for row in sums], "worst": [said for _, said, _ in worst],
     }
