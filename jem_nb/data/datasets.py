@@ -97,6 +97,8 @@ def _documented(train: ImageDataset, validation: ImageDataset, request: Request)
         details |= {"image_size": request.image_size, "seed": request.seed}
         details |= {"without_classes": list(request.without)} if request.without else {}
         details |= class_percent(chosen) if chosen.segmentation else {}
+        if chosen.labelled is not None:
+            details |= {"unlabelled_images": len(chosen) - len(chosen.labelled)}
         found.append(replace(chosen, provenance=chosen.provenance | details))
     return found[0], found[1]
 

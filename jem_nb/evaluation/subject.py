@@ -58,14 +58,14 @@ IMAGES = 1000  # of each kind, at most
 
 
 def unused(train: ImageDataset, most: int = 10_000) -> ImageDataset:
-    "Images of the part for training that training did not see; scenes are made anew."
+    "Images with labels, of the part for training, that training did not see; scenes are made anew."
     origin, size = train.provenance, train.images.shape[-1]
     if origin["split"] == "generated":
         return load_dataset(train.name, size, None, min(most, 2 * len(train)), 1, origin["seed"] + 1)[0]
     rest, _ = load_dataset(
         train.name, size, origin["split"], None, None, origin["seed"], without=tuple(origin.get("without_classes", ()))
     )
-    used = {image.tobytes() for image in train.images}
+    rest, used = rest.with_labels(), {image.tobytes() for image in train.images}
     return rest.subset(
         np.array(
             [

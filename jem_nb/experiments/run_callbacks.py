@@ -6,6 +6,7 @@
 __all__ = ['RunPlace', 'RunCallbacks', 'make_callbacks', 'write_pictures']
 
 # %% ../../nbs/07_experiments/14_run_callbacks.ipynb #7cc8b234
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,10 @@ def make_callbacks(
     remembering = [history, restart, last, *([snapshots] if snapshots else [])]
     checkpoints = Checkpoints(place.folder, config.run_id, remembering, place.asked, origin)
     bar = [ProgressBar(config.epochs, train.classes)] if place.progress and place.ranks.first else []
+    if bar and train.labelled is not None:
+        learns = "p(x) alone learns" if config.marginal_weight and config.unlabelled_images else "nothing learns"
+        print(f"{len(train) - len(train.labelled):,} of {len(train):,} training images have no label: {learns} from "
+              "them", file=sys.stderr)
     ordered = (DivergenceWatch(config.criterion()), *remembering, checkpoints, *bar)
     return RunCallbacks(ordered, history, restart, last, snapshots, checkpoints)
 

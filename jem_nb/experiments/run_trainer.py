@@ -21,7 +21,7 @@ from ..energy.initial_images import ClassGaussians
 from ..energy.replay_buffer import ReplayBuffer
 from ..evaluation.evaluate import evaluate
 from .config import RunConfig
-from .run_data import known_labels
+from .run_data import check_labels, known_labels
 from .run_record import calibration_now, sample_distance
 from ..networks.architectures import build_network, make_network
 from ..training.reference_loop import ReferenceTrainer
@@ -35,12 +35,11 @@ def build_trainer(
     def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
 
     classes = len(train.classes)
+    check_labels(config, train, validation)
     _require_memory(config, train)
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
-        raise ValueError(
-            f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of "
-            f"one class, expected at least {classes * config.batch_size}"
-        )
+        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} "
+                         f"may be of one class, expected at least {classes * config.batch_size}")
     # the weights are drawn on the CPU, so that a run starts the same on every device
     network = build_network(config.network, train.images.shape[1], classes, named_generator(config.seed, "weights"),
                             config.activation, config.normalization)
@@ -89,8 +88,9 @@ def _buffer(config: RunConfig, train: ImageDataset, generator: torch.Generator, 
     bands, side = train.images.shape[1], config.image_size // (2 if config.coarse_epochs else 1)
     initial = None
     if config.start == "class_gaussians":
-        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(train.images)))
-        initial = ClassGaussians(config.work.economy().resolution(pixels, 0), torch.from_numpy(train.labels))
+        known = train.with_labels()
+        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(known.images)))
+        initial = ClassGaussians(config.work.economy().resolution(pixels, 0), torch.from_numpy(known.labels))
     slots, classes = (
         ranks.part(config.buffer_size, "buffer_size"),
         len(train.classes) if config.class_conditional else None,
