@@ -82,6 +82,11 @@ def _reliability(record: Mapping, folder: Path) -> str:
     return drawn(plot_reliability(sums), "reliability diagram") if sums else ""
 
 
+def _fitted(sheet: np.ndarray, height: int = 360) -> int:  # pixels on the page
+    "How wide a picture is shown, so that a tall one is not a page long."
+    return min(512, height * sheet.shape[1] // sheet.shape[0])
+
+
 SAMPLES = {"samples.png": "at the end", "neighbours.jpg": "at the end, the nearest training image below each",
            "chains.jpg": "chains, a row for each epoch of the maps", "ending.jpg": "chains 50, 20 and 5 iterations "
            "before the end"}
@@ -92,8 +97,8 @@ def _samples(record: Mapping, folder: Path) -> str:
     shown = []
     for name in (name for name in SAMPLES if run_file(folder, name) is not None):
         sheet = open_picture(folder / name)
-        width = min(512, 360 * sheet.shape[1] // sheet.shape[0])
-        shown.append(f"<figure>{picture(sheet, 'samples', width)}<figcaption>{SAMPLES[name]}</figcaption></figure>")
+        drawn_by = f"{picture(sheet, 'samples', _fitted(sheet))}<figcaption>{SAMPLES[name]}</figcaption>"
+        shown.append(f"<figure>{drawn_by}</figure>")
     chains = record["config"].get("marginal_weight") or record["config"].get("joint_weight")
     return f"<p>{text(samples_in_words(record)[1])}</p>" + ("".join(shown) if chains else "")
 
@@ -104,9 +109,9 @@ def _maps(record: Mapping, folder: Path) -> str:
     if path := map_of(folder, record["run_id"]):
         parts.append(f"<p>{text(path.name)}</p>" + drawn(plot_map(path, classes), "a map"))
     if run_file(folder, "maps.png") is not None:
-        rows = ", ".join(map(text, record.get("map_rows", ())))
+        rows, sheet = ", ".join(map(text, record.get("map_rows", ()))), open_picture(folder / "maps.png")
         parts.append(f"<p>Validation images, from top to bottom: {rows}.</p>"
-                     + picture(open_picture(folder / "maps.png"), "predicted maps", 512))
+                     + picture(sheet, "predicted maps", _fitted(sheet, 640)))
     return "".join(parts) + legend(classes) if parts else ""
 
 # %% ../../nbs/08_reporting/21_run_report.ipynb #c9bf8cd9
@@ -184,7 +189,7 @@ def write_report(
                                 "those below a folder")
     try:
         content = report_page(record, folder)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{folder / 'result.json'} is not as this release writes records ({error!r}): no report can "
                          "be made of it; run it again") from error
     return write_text(folder / "report.html" if output is None else output, content)
