@@ -29,7 +29,8 @@ h1 { font-size: 1.5em; line-height: 1.25; } h2 { font-size: 1.15em; margin: 2em 
 .grey { color: #666; } .scroll { overflow-x: auto; } img { max-width: 100%; }
 code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .93em; } td, th { padding: .2em .7em; text-align: left; }
-tr { border-bottom: 1px solid #eee; } td { overflow-wrap: anywhere; } .track { white-space: nowrap; }
+tr { border-bottom: 1px solid #eee; } td { overflow-wrap: anywhere; } td:first-child { min-width: 8em; }
+.track { white-space: nowrap; }
 .n { text-align: right; white-space: nowrap; }
 .bar { display: inline-block; height: .7em; background: #0072B2; margin-left: .5em; }
 .low .bar { background: #D55E00; }
