@@ -70,9 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="pixels along the side of a window; larger ones need more memory (chosen for the network)",
     )
     parser.add_argument("--no-probabilities", action="store_true", help="leave out those of classes: faster, smaller")
-    parser.add_argument(
-        "--network", metavar="FILE.py:FUNCTION", help="what built the network, where it was trained with one of your own"
-    )
+    parser.add_argument("--network", metavar="FILE.py:FUNCTION", help="what built a network of your own for training")
     parser.add_argument("--any-resolution", action="store_true", help="take pixels of any size for those of training")
     parser.add_argument(
         "--compression", choices=COMPRESSIONS, default="zstd",

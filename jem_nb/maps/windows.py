@@ -99,8 +99,9 @@ def lay_out(
         cell, side = 1, -(-window // stride) * stride
         if sight is None and chosen_window is None:
             raise ValueError(
-                "the network looks at the whole window (normalization 'group', attention), so that its map depends on "
-                f"it: choose one with --window, best of the size of the tiles of training, {trained.config.image_size}"
+                "the network (with normalization 'group', or attention) looks at the whole window, so that its map "
+                "depends on it: choose one with --window, best of the size of the tiles of training, "
+                f"{trained.config.image_size}"
             )
         margin = 0 if sight is None else -(-sight // stride) * stride  # parts begin where the coarsest features do
     else:

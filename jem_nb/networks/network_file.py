@@ -42,14 +42,17 @@ def network_from_file(
         sys.path.remove(str(path.parent))
     if not callable(make := getattr(module, function, None)):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ValueError(f"network is {text!r}: {path.name} has no function {function!r}, expected FUNCTION(bands, classes) "
+        raise ValueError(f"network is {text!r}: {path.name} has no function {function!r}, expected FUNCTION(bands, "
+                         "classes) "
                          f"that gives a torch.nn.Module.{did_you_mean(function, names)}")
     try:
         network = make(bands, classes)
     except Exception as error:
-        raise ValueError(f"network is {text!r}: {function}({bands}, {classes}) failed ({type(error).__name__}: {error}); "
+        raise ValueError(f"network is {text!r}: {function}({bands}, {classes}) failed ({type(error).__name__}: "
+                         f"{error}); "
                          "it is called with the numbers of bands and classes") from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"network is {text!r}: {function}({bands}, {classes}) gives a {type(network).__name__}, expected a "
+        raise ValueError(f"network is {text!r}: {function}({bands}, {classes}) gives a {type(network).__name__}, "
+                         "expected a "
                          "torch.nn.Module")
     return network
