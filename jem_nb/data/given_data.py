@@ -116,7 +116,7 @@ def _class_names(given: Any, labels: Sequence, classes: Sequence[str] | None) ->
             return tuple(map(str, names))
     if any(isinstance(label, str) for label in labels):
         return tuple(sorted({label for label in labels if isinstance(label, str)}))
-    highest = max((int(np.max(label[label != IGNORED], initial=-1)) if isinstance(label, np.ndarray) else int(label)
+    highest = max((int(label[label != IGNORED].max(initial=0)) if isinstance(label, np.ndarray) else int(label)
                    for label in labels), default=-1)
     return tuple(f"class {number}" for number in range(highest + 1))
 

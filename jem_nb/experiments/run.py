@@ -111,7 +111,7 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOv
         if seen := watchers.snapshots:
             record |= {"snapshot_epochs": list(seen.maps), "map_rows": seen.map_rows()}
     with writable(config, place.folder):
-        write_pictures(place.folder, trainer, watchers, kept["samples.png"], pictures, len(data[0].classes))
+        write_pictures(place.folder, trainer, watchers, kept["samples.png"], pictures, data[0])
         if place.report and "errors.png" in kept:
             write_bytes(place.folder / "errors.png", kept["errors.png"])
         if not trainer.stopped:

@@ -17,7 +17,7 @@ from ..core.files import finite_or_none, five_digits
 from ..core.generators import named_generator
 from ..data.cache import chunks
 from ..data.image_dataset import ImageDataset
-from ..data.pictures import sample_sheet
+from ..data.pictures import sample_sheet, shown_bands
 from ..data.pixel_values import to_pixels
 from ..energy.autocorrelation import correlogram_distance
 from ..energy.replay_buffer import ReplayBuffer
@@ -117,8 +117,8 @@ def make_record(
         | ({"taken_over": trainer.taken_over} if trainer.taken_over else {})
         | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
     )
-    pictures = {"samples.png": sample_sheet(samples[:8])} | ({"errors.png": errors} if errors else {})
-    return record, pictures
+    pictures = {"samples.png": sample_sheet(samples[:8, shown_bands(train.bands)])}
+    return record, pictures | ({"errors.png": errors} if errors else {})
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #c6a2d0f4
 def answers(

@@ -128,6 +128,8 @@ def load_network(
             network, config, classes, bands, pixels, tuple(description["fill"]), tuple(description["energies"]),
             description["data"], description["run_id"], features,
         )
+    except CheckpointError:  # says itself what to do
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not fit its description ({str(error).splitlines()[0]}): expected a file that this release of "
