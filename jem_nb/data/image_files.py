@@ -175,7 +175,7 @@ def open_tiff(
             _check_tiff(file, path, largest)
             yield file
 
-# %% ../../nbs/02_data/09_image_files.ipynb #6a9fd216
+# %% ../../nbs/02_data/09_image_files.ipynb #e94b80fc
 def _table(file: DatasetReader) -> np.ndarray | None:  # uint8 `[256 or 65536, 4]`: red, green, blue, alpha
     if file.colorinterp[0] != ColorInterp.palette:
         return None
@@ -199,7 +199,8 @@ def _names(file: DatasetReader, numbers: tuple[int, ...]) -> tuple[str, ...]:
 
 def facts_of(file: DatasetReader) -> ImageFacts:
     "What an open raster says of itself."
-    numbers = tuple(number for number in range(1, file.count + 1) if number not in alpha_bands(file))
+    clear = alpha_bands(file)
+    numbers = tuple(number for number in range(1, file.count + 1) if number not in clear)
     if not numbers:
         raise ImageFileError("all its bands are transparency: expected some of colour")
     names, table, count = _names(file, numbers), _table(file), file.count
