@@ -60,7 +60,7 @@ def usual_split(description: SceneDescription | TileDescription) -> str:
     _, image, _ = find_pairs(description, description.source)[0]
     return "random" if look_at(image).crs is None else "blocks"
 
-# %% ../../nbs/02_data/27_describe.ipynb #cd66e810
+# %% ../../nbs/02_data/27_describe.ipynb #1bea3937
 _SAMPLE = 50  # images whose values are looked at
 
 
@@ -83,8 +83,8 @@ def _value_lines(
     every = np.concatenate(found, axis=1).astype(np.float64)
     for name, values in list(zip(bands, every))[:20]:
         low, middle, high = np.percentile(values, (2, 50, 98)) if values.size else (np.nan,) * 3
-        yield f"  {name}: {low:.5g} to {high:.5g}, median {middle:.5g}" + (
-            f"; all from {values.min():.5g} to {values.max():.5g}" if values.size else "; no data")
+        yield f"  {name}: {low:.4g} to {high:.4g}, median {middle:.4g}" + (
+            f"; all from {values.min():.4g} to {values.max():.4g}" if values.size else "; no data")
     if len(bands) > 20:
         yield f"  and {len(bands) - 20} bands more"
 
