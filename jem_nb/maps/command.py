@@ -62,8 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="share of the validation data that counts as known (%(default)g)",
     )
     parser.add_argument(
-        "--unknown", choices=UNKNOWN, default="energy",
-        help="what tells the unknown: the energy, or the distance to features of training images (%(default)s)",
+        "--unknown", choices=UNKNOWN, default="distance",
+        help="what tells the unknown: the distance to features of training images, or the energy (%(default)s)",
     )
     parser.add_argument(
         "--window", type=int, metavar="PIXELS",

@@ -33,7 +33,7 @@ from .windows import lay_out
 # %% ../../nbs/09_maps/05_write_map.ipynb #ceb31ecb
 MAPS = 3  # raised whenever a change alters maps, so that parts of another release are not used
 COMPRESSIONS = ("zstd", "deflate")
-UNKNOWN = ("energy", "distance")  # scores that tell what is known
+UNKNOWN = ("distance", "energy")  # scores that tell what is known
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def write_map(
     output: str | Path,  # ends in .tif
     window: int | None = None,  # pixels along a side that the network sees at a time; None: see `usual_window`
     kept: float = 95.0,  # percent of validation that counts as known
-    unknown: str = "energy",  # or "distance" to training features: the score that tells what is known
+    unknown: str = "distance",  # to training features, or "energy": the score that tells what is known
     probabilities: bool = True,  # a layer for each class; without them a map is made faster
     bands: tuple[int, ...] | None = None,  # of the raster, from 1; None: by name or in order
     any_resolution: bool = False,  # use pixels of any size as they are
