@@ -63,14 +63,14 @@ def verdict(record: Mapping) -> str:
                 f"{end['iteration']:,}: {plain(end['reason'])}.{side}{last} Nothing can be mapped with this run.")
     scores, what = record.get("validation", {}), "pixels" if evaluation.get("validation_iou") else "images"
     of = f" on {sum(scores['count']):,} validation {what}" if scores else ""
-    worst = worst_class(evaluation, classes)
+    worst = worst_class(evaluation, range(len(classes)))  # by position, for two names may look the same
     if worst is None:
         return f"Training completed. {score}{of}."
-    number = classes.index(worst[0])
+    number = worst[0]
     found = f"{scores['recall'][number]:.0f} % of its {scores['count'][number]:,} {what} are found" if (
         scores["recall"][number] is not None) else "it does not occur, but is predicted"
     iou = f"IoU {worst[1]:.0f} %, " if what == "pixels" else ""
-    return f"Training completed. {score}{of}. The worst class is {worst[0]}: {iou}{found}."
+    return f"Training completed. {score}{of}. The worst class is {classes[number]}: {iou}{found}."
 
 # %% ../../nbs/08_reporting/18_run_words.ipynb #7215daf5
 FEW = 20  # validation images of a class; fewer say little about it
