@@ -192,10 +192,11 @@ def check_run(device: str, folder: Path) -> dict[str, float]:
 
 
 def check_map(device: str, folder: Path) -> dict[str, float]:
-    "A map on the device against one on the CPU: relative difference of all layers."
+    "A map on the device against one on the CPU: relative difference of all scores."
     import rasterio
 
     from jem_nb.experiments.run import run
+    from jem_nb.maps.map_parts import scores_path
     from jem_nb.maps.write_map import write_map
     config = make_config("smoke", "scene_maps", generation_loss="bounded")
     run(config, "card", folder)
@@ -209,10 +210,10 @@ def check_map(device: str, folder: Path) -> dict[str, float]:
     for place in ("cpu", device):
         path = folder / f"map-{len(layers)}.tif"
         write_map(folder / "card" / config.run_id, raster, path, any_resolution=True, progress=False, device=place)
-        with rasterio.open(path) as file:
-            layers.append(torch.from_numpy(file.read()))
+        with rasterio.open(path) as classes, rasterio.open(scores_path(path)) as scores:
+            layers.append([torch.from_numpy(file.read()) for file in (classes, scores)])
     same = (layers[0][0] == layers[1][0]).double().mean().item()
-    difference = relative_difference(layers[1][1:], layers[0][1:])
+    difference = relative_difference(layers[1][1], layers[0][1])
     return {"map, all layers but class": difference, "map, same class (share)": same}
 
 # %% ../../nbs/11_benchmarks/08_card_correctness.ipynb #607683e4

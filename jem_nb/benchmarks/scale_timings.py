@@ -20,7 +20,7 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
-from ..core.process import keep_freed_memory, one_thread
+from ..core.process import keep_freed_memory, thread_count
 from ..data.batches import Batches
 from ..data.cache import Rows
 from ..data.scenes import make_scenes
@@ -31,7 +31,8 @@ from ..experiments.records import run_folder
 from ..experiments.run import run
 from ..experiments.sweep import sweep
 from ..experiments.trained_network import load_network
-from ..maps.windows import lay_out, read_window, window_logits
+from ..maps.map_parts import scores_path
+from ..maps.windows import lay_out, read_window, window_answers
 from ..maps.write_map import write_map
 
 # %% ../../nbs/11_benchmarks/07_scale_timings.ipynb #94000005
@@ -161,7 +162,7 @@ def _scene_raster(side: int, path: Path) -> int:  # its bytes in memory
 def time_map(network: str, side: int = 2500, window: int | None = None, repeats: int = 3) -> dict:  # JSON types
     "Wall seconds of a map of a square raster, and of the network alone on its windows."
     seconds, alone = [], []
-    with tempfile.TemporaryDirectory() as name, one_thread():
+    with tempfile.TemporaryDirectory() as name, thread_count(1):
         raster, path = Path(name) / "raster.tif", Path(name) / "map.tif"
         raster_bytes, weights = _scene_raster(side, raster), _trained_network(network, Path(name))
         trained = load_network(weights)
@@ -172,15 +173,16 @@ def time_map(network: str, side: int = 2500, window: int | None = None, repeats:
             keep_freed_memory()  # as a map does while its network computes, or the comparison would be too kind
             began = time.perf_counter()
             for pixels in windows:
-                window_logits(trained, layout, pixels)
+                window_answers(trained, layout, pixels)
             alone.append(time.perf_counter() - began)
-            path.unlink(missing_ok=True)
+            for made in (path, scores_path(path)):
+                made.unlink(missing_ok=True)
             began = time.perf_counter()
             write_map(weights, raster, path, window, progress=False)
             seconds.append(time.perf_counter() - began)
         return {
             "network": network, "pixels": side**2, "seconds": seconds, "network_seconds": alone,
-            "bytes": path.stat().st_size, "raster_bytes": raster_bytes,
+            "bytes": path.stat().st_size + scores_path(path).stat().st_size, "raster_bytes": raster_bytes,
         }
 
 # %% ../../nbs/11_benchmarks/07_scale_timings.ipynb #94000012
@@ -209,7 +211,7 @@ def time_reading(
     """Seconds of an epoch in shuffled order: from the disk as they lie, and as batches, from memory where the system
     keeps them."""
     reading, batches = [], []
-    with tempfile.TemporaryDirectory() as name, one_thread():
+    with tempfile.TemporaryDirectory() as name, thread_count(1):
         path = Path(name) / "images.npy"
         _noise_images((images, bands, side, side), path)
         for repeat in range(repeats):

@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_ENDINGS', 'LARGEST_IMAGE', 'ImageFileError', 'ImageFacts', 'kind_of', 'open_tiff', 'facts_of', 'look_at',
            'read_image_file']
 
-# %% ../../nbs/02_data/09_image_files.ipynb #2769ef53
+# %% ../../nbs/02_data/09_image_files.ipynb #35cddb64
 import struct
 import warnings
 import zlib
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio import DatasetReader
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -102,7 +101,7 @@ def _open_picture(path: Path, kind: str) -> Iterator[Image.Image]:
         raise ImageFileError(f"{error}: expected a whole {kind} file; it is truncated or damaged, fetch it "
                              "again") from error
 
-# %% ../../nbs/02_data/09_image_files.ipynb #239a1b54
+# %% ../../nbs/02_data/09_image_files.ipynb #4698113c
 _TURNED = (5, 6, 7, 8)  # orientations that swap rows and columns, of EXIF's eight
 
 
@@ -123,18 +122,18 @@ def _open_deep_png(path: Path) -> Iterator[DatasetReader]:
     with _open_picture(path, "PNG") as image:
         if image.getexif().get(274, 1) != 1:
             raise ImageFileError("it has 16 bits and is to be turned: save it upright")
+    inside_this_file = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), inside_this_file:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"):
-                with rasterio.open(path, driver="PNG") as file:
-                    yield file
+            with rasterio.open(path, driver="PNG") as file:
+                yield file
     except RasterioError as error:
         raise ImageFileError(f"{error}: expected a whole PNG file; it is truncated or damaged") from error
 
-# %% ../../nbs/02_data/09_image_files.ipynb #b77cd6b3
+# %% ../../nbs/02_data/09_image_files.ipynb #37a8dd03
 def _orientation(path: Path) -> int:  # 1: rows from top to bottom, columns from left to right
-    "What the first picture of a TIFF says of the way in which its rows and columns run; its tags are known to be whole."
+    "What a TIFF, whose tags are known to be whole, says of the way in which its rows and columns run."
     with open(path, "rb") as file:
         magic = file.read(4)
         order, big = "<" if magic[:1] == b"I" else ">", 43 in magic
@@ -165,7 +164,10 @@ def _check_tiff(file: DatasetReader, path: Path, largest: int) -> None:
 
 
 @contextmanager
-def open_tiff(path: Path, largest: int = LARGEST_IMAGE) -> Iterator[DatasetReader]:  # `largest`: bytes of all its pixels
+def open_tiff(
+    path: Path,
+    largest: int = LARGEST_IMAGE,  # bytes that all its pixels may take
+) -> Iterator[DatasetReader]:
     "A TIFF that can be read as it is meant, with or without a place on Earth."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

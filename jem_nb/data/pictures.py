@@ -9,6 +9,7 @@ __all__ = ['class_colours', 'colour_maps', 'shown_bands', 'map_sheet', 'sample_s
 import io
 import math
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 
 import numpy as np
 import torch
@@ -33,11 +34,14 @@ def class_colours(classes: Sequence[str]) -> tuple[str, ...]:  # '#RRGGBB', all 
     colours = [known.get(_ALIKE.get(name.lower(), name.lower())) for name in classes]
     colours = [colour if colour not in colours[:number] else None for number, colour in enumerate(colours)]
     spare = [colour for colour in (*_SPARE, *PIXEL_COLOURS) if colour not in colours]
-    if colours.count(None) > len(spare):
-        raise ValueError(
-            f"{len(classes)} classes: expected at most {len(_SPARE) + len(PIXEL_COLOURS)} for a map; draw fewer"
-        )
+    spare += [colour for colour in _more_colours() if colour not in (*colours, *spare)]
     return tuple(colour or spare.pop(0) for colour in colours)
+
+
+def _more_colours() -> list[str]:
+    "Hues a golden section apart, in three shades: for more classes than an eye can tell apart."
+    parts = (hsv_to_rgb(0.618 * n % 1, (0.9, 0.5, 0.7)[n % 3], (0.6, 0.9, 0.75)[n % 3]) for n in range(300))
+    return ["#" + "".join(f"{round(255 * part):02X}" for part in colour) for colour in parts]
 
 # %% ../../nbs/02_data/24_pictures.ipynb #3d895b53
 def colour_maps(

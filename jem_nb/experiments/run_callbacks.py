@@ -36,6 +36,7 @@ class RunPlace:
     asked: Sequence[str] = ()  # requests to stop, see `requests_to_stop`
     progress: bool = False  # show a bar with the time left
     report: bool = False  # keep what a report shows besides, see `errors.png`
+    threads: int = 1  # of the processor
 
 
 @dataclass(frozen=True)

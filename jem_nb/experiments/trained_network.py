@@ -6,21 +6,22 @@
 __all__ = ['LONGEST_NAME', 'LARGEST_IMAGE', 'TrainedNetwork', 'load_network', 'find_weights']
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f51d89b0
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.messages import did_you_mean
 from ..data.json_description import from_object
 from ..data.pixel_values import PixelMeaning
+from ..evaluation.training_features import TRAINING_FEATURES, TrainingFeatures, check_percentiles
 from .config import PART_OF, RunConfig
 from .records import run_file
-from ..networks.architectures import is_segmentation, make_network
+from ..networks.architectures import is_own, is_segmentation, make_network
 from ..networks.layers import normalize_spectrum
+from ..networks.own_networks import own_network
+from ..networks.precision import device_of
 from ..training.checkpoint import CheckpointError, read_weights
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #59e52ccd
@@ -41,6 +42,7 @@ class TrainedNetwork:
     energies: tuple[float, ...]  # percentiles 0 to 100 of validation images, or of all their pixels
     data: dict  # provenance of the training images
     run_id: str
+    features: TrainingFeatures | None = None  # None: weights of a release that did not store them
 
     @property
     def segmentation(self) -> bool:
@@ -56,23 +58,55 @@ class TrainedNetwork:
                     )
         if self.config.image_size > LARGEST_IMAGE:
             raise ValueError(f"image_size is {self.config.image_size}: expected at most {LARGEST_IMAGE} pixels")
-        for what, numbers in (("fill", self.fill), ("energies", self.energies)):
-            if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
-                raise ValueError(f"{what} has {numbers[:3]} and others: expected numbers")
+        if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in self.fill):
+            raise ValueError(f"fill has {self.fill[:3]} and others: expected numbers")
         if len(self.fill) != len(self.bands) or not all(0 <= value <= 255 for value in self.fill):
             raise ValueError(f"fill is {self.fill}: expected 0 to 255 for each of {len(self.bands)} bands")
-        if len(self.energies) != 101 or not all(
-            math.isfinite(low) and low <= high for low, high in pairwise(self.energies)
-        ):
-            raise ValueError(
-                f"energies are {self.energies[:3]} and {len(self.energies) - 3} more: expected 101 finite numbers, "
-                "ascending"
-            )
+        check_percentiles("energies", self.energies)
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f6e101d0
-def load_network(path: str | Path) -> TrainedNetwork:
+def _without_weights(config: RunConfig, bands: int, classes: int, given: nn.Module | None) -> nn.Module:
+    "A network into which weights can be read; ValueError where it is not the one that was trained."
+    if not is_own(config.network):
+        if given is not None:
+            raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}, which "
+                                  "has a name: expected none")
+        with torch.device("meta"):
+            return make_network(config.network, bands, classes, config.activation, config.normalization)
+    if given is None:
+        raise CheckpointError(f"these weights are of {config.network}, a user's own network: hand over the same module, "
+                              "as in load_network(path, network=module); commands take --network FILE.py:FUNCTION")
+    own, name = own_network(given, bands, classes, config.image_size)
+    if name.rpartition("-")[0] != config.network.rpartition("-")[0]:
+        raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}: expected "
+                              "the same class, built in the same way")
+    return own
+
+
+def _read_features(
+    bank: Tensor | None,
+    description: dict,
+    network: nn.Module,  # without memory for its weights, on the device "meta"; a user's own has some
+    shape: tuple[int, ...],  # of an image
+) -> TrainingFeatures | None:
+    "The features of training images that lie beside the weights, if they are those of this network."
+    if bank is None and "distances" not in description:
+        return None
+    if bank is None or "distances" not in description:
+        raise ValueError("training features and their distances belong together, and one of them is missing")
+    features = TrainingFeatures(bank, tuple(description["distances"]))
+    if (made := network.embed(torch.zeros(shape, device=device_of(network))).shape[1]) != bank.shape[1]:
+        raise ValueError(f"training features have {bank.shape[1]} numbers, and the network makes {made}")
+    return features
+
+
+def load_network(
+    path: str | Path,
+    network: nn.Module | None = None,  # where a user's own was trained: the same module, with any weights
+) -> TrainedNetwork:
     "Read a network that `run` wrote; raises CheckpointError where file and network do not fit."
     tensors, description = read_weights(path)
+    bank = tensors.pop(TRAINING_FEATURES, None)
     try:
         given = description["config"]
         if foreign := sorted(set(given) - {"preset", *PART_OF}):
@@ -81,19 +115,21 @@ def load_network(path: str | Path) -> TrainedNetwork:
         if not isinstance(description["data"], dict):
             raise ValueError("data is no object: expected what is known of the training images")
         pixels = from_object(PixelMeaning, description["data"]["pixels"], "pixels")
-        with torch.device("meta"):
-            network = make_network(config.network, len(bands), len(classes), config.activation, config.normalization)
+        network = _without_weights(config, len(bands), len(classes), network)
         needed, given = (sum(tensor.numel() for tensor in held) for held in (network.parameters(), tensors.values()))
         if needed > given:  # before any memory is taken for them
             raise ValueError(f"a network of {needed:,} weights is described, and {given:,} numbers are there")
+        features = _read_features(bank, description, network, (1, len(bands), *[config.image_size] * 2))
         if config.normalization == "spectral":  # whose layers also hold the vectors of their power iteration
             network = normalize_spectrum(network.to_empty(device="cpu"), torch.Generator())
         network.load_state_dict(tensors, assign=True)
         network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         return TrainedNetwork(
             network, config, classes, bands, pixels, tuple(description["fill"]), tuple(description["energies"]),
-            description["data"], description["run_id"],
+            description["data"], description["run_id"], features,
         )
+    except CheckpointError:  # says itself what to do
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not fit its description ({str(error).splitlines()[0]}): expected a file that this release of "

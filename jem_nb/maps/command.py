@@ -20,9 +20,10 @@ from ..core.files import locked, require_writable
 from ..data.data_mask import alpha_bands
 from ..data.geotiff import open_geotiff
 from ..experiments.trained_network import find_weights, TrainedNetwork, load_network
+from .map_parts import scores_path
 from .stac_item import write_item
-from .windows import lay_out
-from .write_map import COMPRESSIONS, write_map
+from .windows import NO_CLASS, lay_out
+from .write_map import COMPRESSIONS, UNKNOWN, write_map
 from ..training.checkpoint import CheckpointError
 
 # %% ../../nbs/09_maps/08_command.ipynb #fb490949
@@ -37,9 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
     "What the command line understands."
     parser = argparse.ArgumentParser(
         prog="jem-map", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Map a GeoTIFF with a trained network: class, probability of each class, energy, entropy, and "
-                    "whether a cell looks like the training data, as one cloud-optimised GeoTIFF with a STAC item "
-                    "(OUT.json) beside it.",
+        description="Map a GeoTIFF with a trained network: the class of each cell, as a cloud-optimised GeoTIFF with "
+                    "colours (OUT.tif; names of classes in OUT.tif.aux.xml, a style for QGIS in OUT.qml); probability "
+                    "of each class, energy, entropy, and whether a cell is known, in another (OUT_scores.tif); and a "
+                    "STAC item of both (OUT.json).",
         epilog="example:\n  jem-map my_runs/first/2f1c0a9d7e55 survey.tif survey_map.tif\n\nexit codes: 0 done; 1 "
                "something does not fit; 2 wrong command; 130 interrupted (the same command goes on)",
     )
@@ -48,53 +50,53 @@ def make_parser() -> argparse.ArgumentParser:
         "raster", metavar="IN.tif",
         help="GeoTIFF with a coordinate system; bands are found by their names, else taken in order",
     )
-    parser.add_argument("output", metavar="OUT.tif", help="the map")
+    parser.add_argument("output", metavar="OUT.tif", help="the map; other files have its name")
     parser.add_argument(
         "--bands", type=_band_numbers, metavar="N,N,...",
         help="which bands of IN.tif the network sees, from 1, in its order",
     )
     parser.add_argument(
         "--kept", type=float, default=95.0, metavar="PERCENT",
-        help="share of the validation data that counts as in distribution (%(default)g)",
+        help="share of the validation data that counts as known (%(default)g)",
+    )
+    parser.add_argument(
+        "--unknown", choices=UNKNOWN, default="energy",
+        help="what tells the unknown: the energy, or the distance to features of training images (%(default)s)",
     )
     parser.add_argument(
         "--window", type=int, metavar="PIXELS",
         help="pixels along the side of a window; larger ones need more memory (chosen for the network)",
     )
-    parser.add_argument(
-        "--no-probabilities", action="store_true", help="leave out the probability of each class: faster, smaller"
-    )
+    parser.add_argument("--no-probabilities", action="store_true", help="leave out those of classes: faster, smaller")
     parser.add_argument("--any-resolution", action="store_true", help="take pixels of any size for those of training")
     parser.add_argument(
         "--compression", choices=COMPRESSIONS, default="zstd",
-        help="of OUT.tif: zstd, or deflate for programs that do not read zstd (%(default)s)",
+        help="of both rasters: zstd, or deflate for programs that do not read zstd (%(default)s)",
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="where the network computes (a card where there is one)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.tif")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where the network computes (a card if there is one)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what has these names")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     return parser
 
 # %% ../../nbs/09_maps/08_command.ipynb #60f24561
 def _summary(path: Path, trained: TrainedNetwork) -> str:
     "What a map shows, from its overview."
-    with rasterio.open(path) as file:
+    with rasterio.open(path) as file, rasterio.open(scores_path(path)) as scores:
         smaller = 2 ** max(0, int(np.ceil(np.log2(max(file.shape) / 1000))))
-        classes, within = file.read(
-            [1, file.count], out_shape=(2, -(-file.height // smaller), -(-file.width // smaller))
-        )
+        shape = (-(-file.height // smaller), -(-file.width // smaller))
+        classes = file.read(1, out_shape=shape)
+        known = scores.read(scores.descriptions.index("known") + 1, out_shape=shape)
         size = f"{file.width:,} x {file.height:,} cells"
-    valid = np.isfinite(classes)
+    valid = classes != NO_CLASS
     if not valid.any():  # in the overview
         return f"{path}: {size}, few with data"
-    shares = 100 * np.bincount(classes[valid].astype(int), minlength=len(trained.classes)) / valid.sum()
+    shares = 100 * np.bincount(classes[valid], minlength=len(trained.classes)) / valid.sum()
     parts = ", ".join(
         f"{trained.classes[number]} {shares[number]:.0f} %"
         for number in np.argsort(-shares)[:5]
         if shares[number] >= 0.5
     )
-    return f"{path}: {size}; {parts}; {100 * (1 - within[valid].mean()):.0f} % unlike the training data"
+    return f"{path}: {size}; {parts}; {100 * (1 - known[valid].mean()):.0f} % unknown"
 
 # %% ../../nbs/09_maps/08_command.ipynb #73fb9188
 def _make(given: argparse.Namespace) -> None:
@@ -124,8 +126,9 @@ def _make(given: argparse.Namespace) -> None:
             if item.exists() and not given.overwrite:
                 raise FileExistsError(f"{item} is there already, where the item of the map goes: choose another name, "
                                       "or pass --overwrite")
-            write_map(weights, given.raster, output, given.window, given.kept, not given.no_probabilities, given.bands,
-                      given.any_resolution, given.compression, given.overwrite, not given.quiet, given.device, True)
+            write_map(weights, given.raster, output, given.window, given.kept, given.unknown,
+                      not given.no_probabilities, given.bands, given.any_resolution, given.compression,
+                      given.overwrite, not given.quiet, given.device, again=True)
             write_item(output, weights, trained, Path(given.raster).name)
         finally:
             item.with_name(f".{item.name}.lock").unlink(missing_ok=True)

@@ -19,6 +19,8 @@ from ..core.files import write_json
 from ..data.pictures import class_colours
 from ..experiments.trained_network import TrainedNetwork
 from .footprint import footprint
+from .map_parts import scores_path
+from .windows import NO_CLASS
 
 # %% ../../nbs/09_maps/07_stac_item.ipynb #332fc17b
 MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
@@ -27,11 +29,10 @@ CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema
 
 
 def _classes(trained: TrainedNetwork) -> list[dict]:
-    colours = class_colours(trained.classes) if trained.segmentation else [None] * len(trained.classes)
     return [
-        {"value": number, "name": re.sub(r"[^0-9A-Za-z_-]", "_", name), "description": name}
-        | ({"color_hint": colour.removeprefix("#")} if colour else {})
-        for number, (name, colour) in enumerate(zip(trained.classes, colours))
+        {"value": number, "name": re.sub(r"[^0-9A-Za-z_-]", "_", name), "description": name,
+         "color_hint": colour.removeprefix("#")}
+        for number, (name, colour) in enumerate(zip(trained.classes, class_colours(trained.classes)))
     ]
 
 # %% ../../nbs/09_maps/07_stac_item.ipynb #3d622b72
@@ -93,26 +94,35 @@ def _place(file: DatasetReader) -> dict:  # JSON types, with the prefix proj:
     } | ({} if code else {"proj:wkt2": wkt})
 
 
-def _layers(file: DatasetReader, trained: TrainedNetwork) -> list[dict]:  # JSON types
-    "What each layer of a map holds."
+def _class_layer(trained: TrainedNetwork) -> dict:  # JSON types
+    return {"name": "class", "description": "class", "data_type": "uint8", "nodata": NO_CLASS,
+            "classification:classes": _classes(trained)}
+
+
+def _score_layers(file: DatasetReader) -> list[dict]:  # JSON types
+    "What each layer beside the class holds."
     tags = file.tags()
-    layers = [
+    score = {"energy": "energy", "distance": "distance to training"}[tags["JEM_UNKNOWN"]]
+    more = {
+        "energy": {"description": "energy: negative log-sum-exp of the logits"},
+        "entropy": {"description": "entropy of the class probabilities", "unit": "nat"},
+        "distance to training": {"description": "distance of the features to the nearest of training"},
+        "known": {
+            "description": f"1 where the {score} is at most {float(tags['JEM_THRESHOLD']):.6g}, which "
+                           f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, and no value lies beyond "
+                           "those of training; else 0"
+        },
+        "beyond training range": {"description": "1 where a value lies beyond those of training; else 0"},
+    }
+    return [
         {"name": name.replace(" ", "_"), "description": name, "data_type": "float32", "nodata": "nan"}
+        | more.get(name, {})
         for name in file.descriptions
     ]
-    layers[0]["classification:classes"] = _classes(trained)
-    layers[-3] |= {"description": "energy: negative log-sum-exp of the logits"}
-    layers[-2] |= {"description": "entropy of the class probabilities", "unit": "nat"}
-    layers[-1] |= {
-        "description": f"1 where the energy is at most {float(tags['JEM_ENERGY_THRESHOLD']):.6g}, which "
-                       f"{float(tags['JEM_KEPT_PERCENT']):g} % of validation stay below, and no value lies beyond "
-                       "those of training; else 0"
-    }
-    return layers
 
 # %% ../../nbs/09_maps/07_stac_item.ipynb #065f189c
-def _map_asset(path: Path, name: str, layers: list[dict]) -> dict:  # JSON types
-    "The map itself, which lies beside its item."
+def _raster_asset(path: Path, name: str, layers: list[dict]) -> dict:  # JSON types
+    "One of a map's rasters, which lies beside its item."
     return {
         "href": f"./{path.name}",
         "type": "image/tiff; application=geotiff; profile=cloud-optimized",
@@ -141,9 +151,9 @@ def map_item(
 ) -> dict:  # JSON types
     "The STAC item of a map."
     path = Path(path)
-    with rasterio.open(path) as file:
-        outline, place, layers = footprint(file), _place(file), _layers(file, trained)
-    name = f"{len(layers)} layers by {trained.config.network}"
+    with rasterio.open(path) as classes, rasterio.open(scores_path(path)) as scores:
+        outline, place, layers = footprint(classes), _place(classes), _score_layers(scores)
+    network = trained.config.network
     return {
         "type": "Feature", "stac_version": "1.1.0",
         "stac_extensions": [MLM, PROJECTION, CLASSIFICATION],
@@ -151,7 +161,7 @@ def map_item(
         "geometry": outline[0] if outline else None,  # as the specification asks where a place is not known
         **({"bbox": outline[1]} if outline else {}),
         "properties": {
-            "title": f"{source}, {name}", "datetime": None, "start_datetime": "0001-01-01T00:00:00Z",
+            "title": f"{source}, classes by {network}", "datetime": None, "start_datetime": "0001-01-01T00:00:00Z",
             "end_datetime": "9999-12-31T23:59:59Z",
             "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "derived_from_file": source,
@@ -160,7 +170,11 @@ def map_item(
         | place
         | model_properties(trained),
         "links": [],
-        "assets": {"map": _map_asset(path, name, layers), "weights": _weights_asset(path, weights)},
+        "assets": {
+            "map": _raster_asset(path, f"class by {network}", [_class_layer(trained)]),
+            "scores": _raster_asset(scores_path(path), f"{len(layers)} scores by {network}", layers),
+            "weights": _weights_asset(path, weights),
+        },
     }
 
 # %% ../../nbs/09_maps/07_stac_item.ipynb #33df4161

@@ -40,10 +40,10 @@ class OwnNetwork(EnergyNetwork):
         return self.module(x)
 
     def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        "Logits, and what the last linear layer or convolution saw, as [B, D], or [B, D, H, W] for pixels."
+        "Logits, and what the last linear layer or convolution saw, [B, D] or [B, D, H, W]; without one, logits twice."
         if self.last is None:
-            raise ValueError(f"network {self.title} has no linear layer and no convolution: expected one, whose input "
-                             "counts as the features of an image")
+            logits = self.module(x)
+            return logits, logits
         seen: list[Tensor] = []
         handle = self.module.get_submodule(self.last).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         try:

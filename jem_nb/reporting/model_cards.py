@@ -93,9 +93,10 @@ def _data(data: dict) -> list[str]:
 
 # %% ../../nbs/08_reporting/17_model_cards.ipynb #825c8b61
 def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
-    config = record["config"]
+    config, without = record["config"], record["data"].get("unlabelled_images", 0)
     lines = [
-        f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for "
+        f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels"
+        + (f", {without:,} of them without labels," if without else "") + " for "
         f"{record['epochs_completed']} epochs. Figures hold for this data (split: {config['split']}), and for no "
         "other place, sensor or season.",
         f"- {sum(other['status'] == 'diverged' for other in alike)} of {len(alike)} runs of this kind diverged.",
