@@ -1,4 +1,5 @@
-"""What a person sees: JupyterLab in headless Chromium. `python .ci/browser.py lab FOLDER`; pictures go to FOLDER."""
+"""What a person sees in headless Chromium: JupyterLab (`python .ci/browser.py lab FOLDER`), and a run's report (`... report
+FOLDER`); pictures go to FOLDER."""
 import os
 import secrets
 import shutil
@@ -211,7 +212,33 @@ def lab(folder: str, *names: str) -> list[str]:
     return problems
 
 
+def report(folder: str) -> list[str]:
+    "The page of a small run, as a person opens it: nothing is loaded, refused or too wide, and every picture is shown."
+    from jem_nb.experiments.presets import make_config
+    from jem_nb.experiments.records import run_folder
+    from jem_nb.experiments.run import run
+    from jem_nb.reporting.run_report import write_report
+
+    pictures, problems = Path(folder), []
+    pictures.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser:
+        for dataset, width in (("scenes", 1280), ("scene_maps", 1280), ("scenes", 400)):
+            config = make_config("smoke", dataset)
+            run(config, dataset, pictures, report=True)
+            page, said, asked = browser.new_page(viewport={"width": width, "height": 900}), [], []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(write_report(run_folder(dataset, config.run_id, pictures)).absolute().as_uri())
+            wide = page.evaluate("() => document.documentElement.scrollWidth > window.innerWidth")
+            broken = page.evaluate("() => [...document.images].filter(image => !image.naturalWidth).length")
+            other = [url[:80] for url in asked if not url.startswith(("file:", "data:"))]
+            found = {"says": said, "asks for": other, "is wider than the window": wide, "broken pictures": broken}
+            problems += [f"{dataset} at {width}: {what} {value}" for what, value in found.items() if value]
+            page.screenshot(path=pictures / f"report_{dataset}_{width}.png", full_page=True)
+    return problems
+
+
 if __name__ == "__main__":
-    found = {"lab": lab}[sys.argv[1]](*sys.argv[2:])
+    found = {"lab": lab, "report": report}[sys.argv[1]](*sys.argv[2:])
     print("\n".join(found))
     sys.exit(bool(found))

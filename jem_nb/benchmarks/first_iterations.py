@@ -14,7 +14,7 @@ import torch
 
 from ..core.files import write_json
 from ..core.identity import run_id
-from ..core.process import one_thread
+from ..core.process import thread_count
 from ..data.image_dataset import ImageDataset
 from ..experiments.config import REVISION, RunConfig
 from ..experiments.cost_model import iteration_flop
@@ -51,7 +51,7 @@ def time_first_iterations(
         class_conditional=False, joint_weight=0.0,
     )
     data = random_images(small.train_images, config.image_size)
-    with one_thread():
+    with thread_count(1):
         trainer, seconds = build_trainer(small, data, data), []
         for number, batch in enumerate(trainer.batches.epoch(0)):
             began = time.process_time()

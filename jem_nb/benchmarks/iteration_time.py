@@ -27,7 +27,7 @@ from torch import nn
 
 from .first_iterations import random_images
 from ..core.generators import named_generator
-from ..core.process import keep_freed_memory, one_thread
+from ..core.process import keep_freed_memory, thread_count
 from ..data.batches import Batches
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sgld import Sampler
@@ -68,7 +68,7 @@ def seconds_in_turn(
 ) -> dict[str, list[float]]:  # seconds of processor time
     "Time several tasks, once each in turn, again and again."
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    with one_thread():
+    with thread_count(1):
         for repeat in range(repeats + 1):
             for name, task in tasks.items():
                 began = time.process_time()
@@ -112,7 +112,7 @@ def seconds_by_part(
 ) -> dict[str, float]:  # seconds of an iteration, by name of part
     "Where the time of an iteration goes, for our own loop."
     ledger = dict.fromkeys(PARTS, 0.0)
-    with one_thread(), ExitStack() as stack:
+    with thread_count(1), ExitStack() as stack:
         iterate(trainer)
         for part, doors in PARTS.items():
             for owner, name in doors:
@@ -157,7 +157,7 @@ def _report_memory(config: str, iterations: int) -> None:
         # no more than the peak is known elsewhere; on Linux it would be that of the process that started this one, if
         # larger
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    with one_thread():
+    with thread_count(1):
         trainer = speed_trainer(RunConfig(**json.loads(config)))
         before = mebibytes("VmRSS")
         for _ in range(iterations):
@@ -174,7 +174,7 @@ def seconds_with_memory(
 
 def _report_seconds(config: str, keep: bool, repeats: int) -> None:
     keeps = keep_freed_memory() if keep else False
-    with one_thread():
+    with thread_count(1):
         trainer = speed_trainer(RunConfig(**json.loads(config)))
         seconds = seconds_in_turn({"": partial(_one_iteration, trainer)}, repeats)[""]
     print(json.dumps(seconds if keeps == keep else []))

@@ -20,7 +20,7 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
-from ..core.process import keep_freed_memory, one_thread
+from ..core.process import keep_freed_memory, thread_count
 from ..data.batches import Batches
 from ..data.cache import Rows
 from ..data.scenes import make_scenes
@@ -162,7 +162,7 @@ def _scene_raster(side: int, path: Path) -> int:  # its bytes in memory
 def time_map(network: str, side: int = 2500, window: int | None = None, repeats: int = 3) -> dict:  # JSON types
     "Wall seconds of a map of a square raster, and of the network alone on its windows."
     seconds, alone = [], []
-    with tempfile.TemporaryDirectory() as name, one_thread():
+    with tempfile.TemporaryDirectory() as name, thread_count(1):
         raster, path = Path(name) / "raster.tif", Path(name) / "map.tif"
         raster_bytes, weights = _scene_raster(side, raster), _trained_network(network, Path(name))
         trained = load_network(weights)
@@ -211,7 +211,7 @@ def time_reading(
     """Seconds of an epoch in shuffled order: from the disk as they lie, and as batches, from memory where the system
     keeps them."""
     reading, batches = [], []
-    with tempfile.TemporaryDirectory() as name, one_thread():
+    with tempfile.TemporaryDirectory() as name, thread_count(1):
         path = Path(name) / "images.npy"
         _noise_images((images, bands, side, side), path)
         for repeat in range(repeats):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .iteration_time import iterate, peak_memory, seconds_in_turn, speed_trainer
 from .loop_timings import SMALL, VARIANTS, Tasks, comparison_tasks, timing_config
 from ..core.identity import run_id
-from ..core.process import one_thread
+from ..core.process import thread_count
 from ..experiments.config import REVISION, RunConfig
 from ..experiments.cost_model import best_rates, iteration_features
 from ..experiments.presets import make_config
@@ -172,7 +172,7 @@ def time_everything(
     tasks = comparison_tasks(networks, repeats, small, compiled) | growth_tasks(small)
     identity = timing_identity(networks, repeats, small)
     record = {"run_id": run_id(identity), "identity": identity, "versions": versions(), "commit": commit()}
-    with tqdm(total=sum(map(len, tasks.values())), unit="timing") as bar, one_thread():
+    with tqdm(total=sum(map(len, tasks.values())), unit="timing") as bar, thread_count(1):
         record["rates"] = best_rates(0.1 if small else 1.0)
         for kind, group in tasks.items():
             bar.set_description(kind)

@@ -20,9 +20,11 @@ from .archive_members import read_members
 from .cache import cached_array, file_checksum, folder_checksum
 from .data_mask import files_beside
 from .pixel_values import PixelMeaning, metres_per_pixel, to_byte_range
-from .raster_pairs import corner_of, read_image, read_pairs, value_ranges
+from .image_rasters import ImageRaster, corner_of, read_image, read_strips, value_ranges
+from .raster_pairs import read_pairs
 from .resize import IGNORED, area_resize, majority_resize
-from .tile_description import TileDescription, find_pairs
+from .spatial_blocks import bounds_in, common_system
+from .tile_description import GEOTIFF, PICTURES, TileDescription, find_pairs
 
 # %% ../../nbs/02_data/18_tiles.ipynb #75dd262b
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class Tiles:
     # by key: x and y of the first corner, way to the next column and to the next row in metres, columns, rows
     rasters: dict[str, tuple[float, ...]]
     provenance: dict = field(default_factory=dict)  # JSON types
+    systems: dict[str, str] = field(default_factory=dict)  # by key: the coordinate system of its first corner
+    without_labels: tuple[str, ...] = ()  # keys of rasters that have no label raster
 
 # %% ../../nbs/02_data/18_tiles.ipynb #c7eb14a4
 def _cut(array: np.ndarray, size: int) -> np.ndarray:  # `[C, H, W]` to `[rows, columns, C, size, size]`
@@ -55,49 +59,101 @@ def _sample(
     return np.concatenate([area_resize(image, image_size), majority_resize(labels, image_size)[None]])
 
 # %% ../../nbs/02_data/18_tiles.ipynb #278395ee
+def _parts(
+    description: TileDescription, pairs: list[tuple[str, Path, Path | None]], tile_size: int
+) -> Iterator[tuple[str, int, ImageRaster, np.ndarray]]:  # key, number of the first row, pixels, and their labels
+    "Rasters with labels, each whole, and then the strips of those without."
+    labelled, first = [pair for pair in pairs if pair[2] is not None], None
+    for key, image, labels in read_pairs(description, labelled):
+        first = first or image
+        yield key, 0, image, labels
+    for key, path, _ in pairs[len(labelled):]:
+        for row, strip in read_strips(description, path, tile_size, first):
+            yield key, row, strip, np.full(strip.valid.shape, IGNORED, np.uint8)
+
+
+class _Cut:
+    "Samples of one size, cut from one raster after the other, and what was found and left out."
+
+    def __init__(self, description: TileDescription, tile_size: int, image_size: int, ranges: list | None):
+        self.description, self.tile_size, self.image_size = description, tile_size, image_size
+        self.ranges, self.names, self.bounds, self.places, self.extremes = ranges, [], [], [], []
+        self.grids, self.systems = {}, {}
+        self.left_out = {"samples_without_data": 0, "samples_without_labels": 0, "pixels_at_edges": 0}
+
+    def samples(self, key: str, first_row: int, image: ImageRaster, labels: np.ndarray) -> Iterator[np.ndarray]:
+        "The samples of a raster, or of a strip, row by row."
+        self._note(key, image)
+        planes = (to_byte_range(image.pixels, self.ranges), image.valid[None], labels[None])
+        cut = [_cut(plane, self.tile_size) for plane in planes]
+        self.left_out["pixels_at_edges"] += image.valid.size - cut[1].size
+        for row, column in np.ndindex(cut[1].shape[:2]):
+            pixels, (valid,), (labels,) = (plane[row, column] for plane in cut)
+            if 100 * (~valid).mean() > self.description.largest_nodata_percent:
+                self.left_out["samples_without_data"] += 1
+            elif self.description.unlabelled is None and (labels == IGNORED).all():
+                self.left_out["samples_without_labels"] += 1
+            else:
+                yield _sample(pixels, valid, labels, self.image_size)
+                self._place(key, first_row // self.tile_size + row, column)
+
+    def _note(self, key: str, image: ImageRaster) -> None:
+        "Where a raster lies, and what its values are; strips of one add up."
+        if image.valid.any():
+            shown = image.pixels[:, image.valid]
+            self.extremes.append([shown.min(axis=1), shown.max(axis=1)])
+        height, width = image.valid.shape
+        if key in self.grids:
+            self.grids[key][-1] += height
+        else:
+            place = image.transform
+            self.grids[key] = [*corner_of(place, 0, 0), place.a, place.e, width, height]
+            self.systems[key] = image.crs
+
+    def _place(self, key: str, row: int, column: int) -> None:
+        x, y, across, down, *_ = self.grids[key]
+        ends = [(self.tile_size * (column + step), self.tile_size * (row + step)) for step in (0, 1)]
+        corners = [(x + across * end, y + down * below) for end, below in ends]
+        self.names.append(f"{key}_{row}_{column}")
+        self.places.append([len(self.grids) - 1, row, column])
+        self.bounds.append([*np.min(corners, axis=0).tolist(), *np.max(corners, axis=0).tolist()])
+
+    def found(self) -> dict:  # JSON types
+        "What is to be kept beside the samples; their bounds in one coordinate system."
+        crs, bounds = common_system(list(self.systems.values())), np.array(self.bounds)
+        own = np.array([list(self.systems.values())[raster] for raster, _, _ in self.places])
+        for system in set(self.systems.values()):
+            bounds[own == system] = bounds_in(bounds[own == system], system, crs)
+        return {
+            "names": self.names, "bounds": bounds.tolist(), "places": self.places, "grids": self.grids, "crs": crs,
+            "systems": self.systems, "left_out": self.left_out, "range": self.ranges,
+            "extremes": np.transpose([np.min(self.extremes, axis=0)[0], np.max(self.extremes, axis=0)[1]]).tolist(),
+        }
+
+
 def _cut_all(
     description: TileDescription, root: Path, tile_size: int, image_size: int, found: dict
 ) -> Iterator[np.ndarray]:  # uint8 `[C + 1, image_size, image_size]`
     """All samples, labels last, one raster in memory at a time; what was cut and left out goes to `found`, as JSON
     types, at the end."""
-    pairs, names, bounds, places, extremes, grids = find_pairs(description, root), [], [], [], [], {}
-    ranges = value_ranges(description, [path for _, path, _ in pairs])
-    left_out = {"samples_without_data": 0, "samples_without_labels": 0, "pixels_at_edges": 0}
-    for key, image, labels in read_pairs(description, pairs):
-        planes = (to_byte_range(image.pixels, ranges), image.valid[None], labels[None])
-        cut = [_cut(plane, tile_size) for plane in planes]
-        grids[key] = [
-            image.transform.c, image.transform.f, image.transform.a, image.transform.e, *image.valid.shape[::-1],
-        ]
-        if image.valid.any():
-            extremes.append([least_or_most(image.pixels[:, image.valid], axis=1) for least_or_most in (np.min, np.max)])
-        left_out["pixels_at_edges"] += image.valid.size - cut[1].size
-        for row, column in np.ndindex(cut[1].shape[:2]):
-            pixels, (valid,), (labels,) = (plane[row, column] for plane in cut)
-            if 100 * (~valid).mean() > description.largest_nodata_percent:
-                left_out["samples_without_data"] += 1
-            elif (labels == IGNORED).all():
-                left_out["samples_without_labels"] += 1
-            else:
-                yield _sample(pixels, valid, labels, image_size)
-                names.append(f"{key}_{row}_{column}")
-                places.append([len(grids) - 1, row, column])
-                corners = [
-                    corner_of(image.transform, tile_size * (column + step), tile_size * (row + step)) for step in (0, 1)
-                ]
-                bounds.append([*np.min(corners, axis=0).tolist(), *np.max(corners, axis=0).tolist()])
-    if not names:
+    pairs = find_pairs(description, root)
+    labelled = [path for _, path, label in pairs if label is not None]
+    cut = _Cut(description, tile_size, image_size, value_ranges(description, labelled))
+    for part in _parts(description, pairs, tile_size):
+        yield from cut.samples(*part)
+    if not cut.names:
         raise ValueError(
-            f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {image.path}: left out "
-            f"{left_out}; lower tile_size, or correct 'values' or 'nodata'"
+            f"no sample of {tile_size}x{tile_size} pixels in {len(pairs)} rasters like {labelled[-1]}: left out "
+            f"{cut.left_out}; lower tile_size, or correct 'values' or 'nodata'"
         )
-    found |= {"names": names, "bounds": bounds, "places": places, "grids": grids}
-    first = read_image(description, pairs[0][1])
-    metres = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1]) * tile_size / image_size
-    found |= {
-        "crs": first.crs, "type": first.pixels.dtype.name, "metres": round(metres, 4), "range": ranges,
-        "rasters": len(pairs), "left_out": left_out, "scaling": first.scaling,
-        "extremes": np.transpose([np.min(extremes, axis=0)[0], np.max(extremes, axis=0)[1]]).tolist(),
+    first = read_image(description, labelled[0])
+    metres = None
+    if first.crs:
+        side = metres_per_pixel(first.crs, first.transform, *first.valid.shape[::-1])
+        metres = round(side * tile_size / image_size, 4)
+    found |= cut.found() | {
+        "type": first.pixels.dtype.name, "metres": metres, "rasters": len(pairs), "scaling": first.scaling,
+        "without_labels": [key for key, _, label in pairs if label is None],
     }
 
 # %% ../../nbs/02_data/18_tiles.ipynb #d14cab2a
@@ -108,7 +164,7 @@ def _opened(source: Path) -> Iterator[Path]:
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
-        endings = (".tif", ".tiff", ".msk", ".aux.xml")
+        endings = (*GEOTIFF, *PICTURES, ".msk", ".aux.xml")
         for name, content in read_members(source, lambda name: name.lower().endswith(endings)):
             (path := Path(folder) / source.name / name).parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -120,7 +176,7 @@ def _source_checksum(description: TileDescription, source: Path) -> str:
         return file_checksum(source)
     if not source.is_dir():
         raise FileNotFoundError(f"source {source} is missing: expected a folder or an archive; correct 'source'")
-    rasters = [path for _, *pair in find_pairs(description, source) for path in pair]
+    rasters = [path for _, *pair in find_pairs(description, source) for path in pair if path is not None]
     paths = [path for raster in rasters for path in (raster, *files_beside(raster))]
     return folder_checksum(source, [path.relative_to(source).as_posix() for path in paths])
 
@@ -142,7 +198,7 @@ def read_tiles(
         if name not in ("source", "licence", "cite", "show_labels")
     }
     meaning["bands"] = list(description.bands.items())  # their order counts
-    entry = f"tiles-4-{sha256[:16]}-{run_id(meaning)}-{tile_size}-{image_size}"
+    entry = f"tiles-5-{sha256[:16]}-{run_id(meaning)}-{tile_size}-{image_size}"
 
     def cut(found: dict) -> Iterator[np.ndarray]:
         with _opened(source) as root:
@@ -158,10 +214,15 @@ def read_tiles(
         "tile_size": tile_size,
         "pixels_sha256": details["array"]["sha256"],
     } | {name: details[name] for name in ("crs", "range", "rasters", "left_out")}
+    if description.unlabelled is not None:
+        provenance["unlabelled_rasters"] = len(details["without_labels"])
+    if len(systems := sorted(set(details["systems"].values()))) > 1:
+        provenance["systems"] = systems
     pairs = {name: details[name] for name in ("range", "scaling", "extremes")}
     meaning = PixelMeaning(details["type"], nodata=description.nodata, metres=details["metres"], **pairs)
     provenance["pixels"] = asdict(meaning)
     return Tiles(
         array[:, :-1], array[:, -1], np.array(details["bounds"]), details["crs"], tuple(details["names"]),
-        np.array(details["places"]), details["grids"], provenance,
+        np.array(details["places"]), details["grids"], provenance, details["systems"],
+        tuple(details["without_labels"]),
     )

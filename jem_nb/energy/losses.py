@@ -23,6 +23,7 @@ def classification_loss(
     shares: Mapping[str, float] = MappingProxyType(
         {}
     ),  # of a part in its batch: of its images, "labelled", and of its "labelled_pixels"
+    class_weights: Tensor | None = None,  # [K]: what an error in each class counts; None: 1
 ) -> Tensor:  # scalar
     "L_CLA: mean cross entropy over labels, plus the weighted Dice loss."
     share = shares.get("labelled", 1.0)
@@ -38,21 +39,24 @@ def classification_loss(
             f"labels of a part of a batch (share {share:g}) leave out {missing} pixels: its share of the images is "
             "not its share of the mean; pass its share of the batch's labelled pixels as shares['labelled_pixels']"
         )
-    loss = share * mean_cross_entropy(logits, labels)
+    loss = share * mean_cross_entropy(logits, labels, class_weights)
     return loss + dice_weight * dice_loss(logits, labels) if dice_weight else loss
 
 # %% ../../nbs/04_energy/09_losses.ipynb #d61a5821
 def mean_cross_entropy(
-    logits: Tensor, labels: Tensor
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None  # [K]
 ) -> Tensor:  # scalar; 0, and its gradient, where nothing is labelled
-    "Mean of -log p(y|x) over images, or over the pixels that have a label."
+    "Mean of -log p(y|x) over images, or over the pixels that have a label, each multiplied by the weight of its class."
     if labels.ndim == 1:
-        return F.cross_entropy(logits, labels)
+        if class_weights is None:
+            return F.cross_entropy(logits, labels)
+        # not divided by the sum of weights, so that the parts of a batch add up
+        return F.cross_entropy(logits, labels, class_weights, reduction="sum") / len(labels)
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         expected = tuple(logits.shape[:1] + logits.shape[2:])
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected {expected} for logits "
                          f"{tuple(logits.shape)}")
-    total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(logits, labels.long(), class_weights, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 

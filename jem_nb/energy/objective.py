@@ -78,6 +78,7 @@ def jem_objective(
     autocorrelation_weight: float = 0.0,  # gamma, of the mismatch between energy maps, for segmentation
     autocorrelation: str = "moran",  # the measure of it
     energy_scale: float = 1.0,  # of an image's energy against a pixel's, see `aggregation`
+    class_weights: tuple[float, ...] | None = None,  # what CE of each class counts; None: 1
 ) -> Objective:
     "L_CLA + L_GEN + alpha REG; ValueError names a setting that does not fit."
     _check_weights(classification_weight=classification_weight, marginal_weight=marginal_weight,
@@ -96,7 +97,7 @@ def jem_objective(
         raise ValueError(f"dice_weight {dice_weight} with classification_weight 0: expected a positive weight, "
                          "for Dice is a part of that term")
     chosen = (term for term in (marginal, penalty, match, joint) if term.weight)
-    return Objective((Classification(classification_weight, dice_weight), *chosen), aggregation)
+    return Objective((Classification(classification_weight, dice_weight, class_weights), *chosen), aggregation)
 
 # %% ../../nbs/04_energy/13_objective.ipynb #0ccbb5e8
 def _check_weights(**weights: float) -> None:

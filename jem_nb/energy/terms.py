@@ -84,13 +84,15 @@ class Classification(Term):
 
     weight: float = 1.0
     dice_weight: float = 0.0  # of the Dice loss beside cross entropy, for segmentation; see `dice_loss`
+    class_weights: tuple[float, ...] | None = None  # what an error in each class counts; None: 1
     name: ClassVar[str] = "classification"
     measure: ClassVar[str] = "classification"
     shows_weight: ClassVar[bool] = False
 
     def __call__(self, shared: SharedPass) -> Tensor:
-        batch = shared.batch
-        return classification_loss(shared.logits["labelled"], batch.labels, self.dice_weight, batch.shares)
+        batch, logits = shared.batch, shared.logits["labelled"]
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return classification_loss(logits, batch.labels, self.dice_weight, batch.shares, weights)
 
 # %% ../../nbs/04_energy/12_terms.ipynb #c3dfdbe6
 @dataclass(frozen=True)

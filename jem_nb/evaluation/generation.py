@@ -69,7 +69,7 @@ def generation(
     )
     count = min(count, len(validation) // 2)  # the others test what was learnt from samples
     apart = unused(subject.train)
-    apart = apart if len(apart) >= len(real) else subject.train  # where training took nearly all
+    apart = apart if len(apart) >= len(real) else subject.train.with_labels()  # where training took nearly all
     iterations = min(iterations, PER_IMAGE * len(apart))
     judge = train_judge(apart.images, apart.labels, len(apart.classes), iterations=iterations)
     features, known = judged_features(judge, real), torch.from_numpy(subject.validation.labels)

@@ -100,7 +100,8 @@ class RunConfig:
     def energy_scale(self) -> float:  # of an image against that of a pixel; 1 for a classifier
         return energy_scale(self.aggregation, self.pixels)
 
-    def objective(self) -> Objective: return self.loss.objective(self.energy_scale)
+    def objective(self, class_weights: tuple[float, ...] | None = None) -> Objective:
+        return self.loss.objective(self.energy_scale, class_weights)
     def sampler(self) -> Sampler: return self.chains.sampler(self.pixels, self.energy_scale)
     def restart_policy(self) -> RestartPolicy: return self.restart.restart_policy(self.energy_scale)
     def criterion(self) -> DivergenceCriterion: return self.divergence.criterion(self.energy_scale)

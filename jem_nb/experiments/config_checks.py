@@ -98,7 +98,7 @@ _REFERENCE = {  # what loop 'reference', the plain one, expects of the fields th
     "class_conditional": False, "chain_clamp": None, "gradient_clamp": None, "chains_per_image": 1.0,
     "walk_every": 1, "first_steps": None, "coarse_epochs": 0, "images_at_once": None, "moves": 1,
     "generation_loss": "contrastive", "sharpness": 0.0, "plain_marginal": False, "labels_percent": 100.0,
-    "feedback": "none", "restarts": 0,
+    "feedback": "none", "restarts": 0, "class_weights": "none",
 }
 
 
@@ -219,8 +219,8 @@ def check_ranks(config: Any) -> None:  # of `07_experiments/08_config`, a RunCon
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #1b1fc032
 def check_segmentation(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
     "Raise ValueError where data, network and objective are not all for classification, or all for segmentation."
-    maps = is_segmentation(config.network)
-    if maps != has_maps(config.dataset):
+    maps, needed = is_segmentation(config.network), has_maps(config.dataset)
+    if needed is not None and maps != needed:
         has, expected = ("each pixel", "such as 'unet-8'") if not maps else ("each image", "such as 'convnet-16'")
         raise ValueError(
             f"network is {config.network!r} for dataset {config.dataset!r}, which has a label for {has}: expected a "

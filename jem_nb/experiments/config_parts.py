@@ -19,7 +19,7 @@ from ..energy.objective import Objective, jem_objective
 from ..energy.sgld import LangevinSampler, Sampler
 from ..evaluation.final_evaluations import PROBES
 from .config_checks import ConfigPart, check_positive, option
-from ..networks.architectures import make_network
+from ..networks.architectures import is_own, make_network
 from ..networks.precision import PRECISIONS
 from ..training.chain_schedule import Economy
 from ..training.divergence import DivergenceCriterion
@@ -31,7 +31,7 @@ from ..training.restart import RestartPolicy
 class DataConfig(ConfigPart):
     "Images: which, how many, of which the labels are known, and how they are varied."
 
-    dataset: str = option("eurosat", "a name of `data.datasets`, or the path of a description of tiles")
+    dataset: str = option("eurosat", "a name of `data.datasets`, or the path of a description")
     split: str = option("random", "how training and validation images are told apart")
     image_size: int = option(64, "pixels along a side", low=8)
     train_images: int = option(22000, "how many", low=1)
@@ -79,6 +79,8 @@ class NetworkConfig(ConfigPart):
 
     def check(self) -> None:
         choice("precision", self.precision, PRECISIONS)
+        if is_own(self.network):
+            return
         with torch.device("meta"):  # builds the shapes only, so a mistake in the network's name costs nothing
             make_network(self.network, 3, 10, self.activation, self.normalization)
 
@@ -100,15 +102,36 @@ class ObjectiveConfig(ConfigPart):
                               "scale")
     autocorrelation: str = option("moran", "measure of the match between energy maps, or 'geary'")
     autocorrelation_weight: float = option(0.0, "gamma, of that match")
+    class_weights: str = option("none",
+                                "what cross entropy of each class counts: 'none', all the same; 'balanced', rare ones "
+                                "more; or numbers with commas, in the order of classes")
 
     def check(self) -> None:
         self.objective()  # building it checks it
+        self.given_weights()
 
-    def objective(self, energy_scale: float = 1.0) -> Objective:  # of an image's energy against a pixel's
+    def given_weights(self) -> tuple[float, ...] | None:  # None where they are not numbers
+        "The weights of classes that were given as numbers; ValueError where they make no sense."
+        if self.class_weights in ("none", "balanced"):
+            return None
+        try:
+            numbers = tuple(float(number) for number in self.class_weights.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(0 <= number < float("inf") for number in numbers) or not any(numbers):
+            raise ValueError(f"class_weights is {self.class_weights!r}: expected 'none', 'balanced', or a number of at "
+                             "least 0 for each class, such as '1,1,5'")
+        return numbers
+
+    def objective(
+        self, energy_scale: float = 1.0,  # of an image's energy against a pixel's
+        class_weights: tuple[float, ...] | None = None,
+    ) -> Objective:
         return jem_objective(
             self.classification_weight, self.marginal_weight, self.joint_weight, self.regularizer,
             self.regularizer_weight / energy_scale, self.reduction, self.aggregation, self.generation_loss,
-            self.dice_weight, self.autocorrelation_weight, self.autocorrelation, energy_scale=energy_scale)
+            self.dice_weight, self.autocorrelation_weight, self.autocorrelation, energy_scale=energy_scale,
+            class_weights=class_weights)
 
 # %% ../../nbs/07_experiments/07_config_parts.ipynb #7bea308a
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def end_with_sweep() -> None:
 
 def _run_in_worker(config: RunConfig, experiment: str, root) -> dict:
     try:
-        return run(config, experiment, root)
+        return run(config, experiment, root, threads=1)  # as many runs beside one another as there are cores
     # a worker that lived on would take the next run, or wait for ever where its parent is gone
     except Interrupted as stopped:
         print(stopped, file=sys.stderr, flush=True)
@@ -96,10 +96,10 @@ def _run_on_cluster(
     except (OSError, UnicodeDecodeError):
         shared = False
     if shared:
-        run(config, experiment, root)
+        run(config, experiment, root, threads=1)
         return {}
     with TemporaryDirectory(dir=get_worker().local_directory) as folder:
-        run(config, experiment, folder)
+        run(config, experiment, folder, threads=1)
         return {path.name: path.read_bytes() for path in run_folder(experiment, config.run_id, folder).iterdir()}
 
 # %% ../../nbs/07_experiments/20_executors.ipynb #c35eb669

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import scipy  # its parts load when first used
 
-from ..core.process import one_thread
+from ..core.process import thread_count
 from .config import RunConfig
 from .run_trainer import build_trainer
 from .run_data import load_data
@@ -40,7 +40,7 @@ def start_of(
 ) -> tuple[dict[int, dict], dict]:  # measures by iteration, and the evaluation of the untrained network
     "The first iterations of a run, without writing anything."
     history = History()
-    with one_thread():
+    with thread_count(1):
         trainer = build_trainer(config, *load_data(config))
         trainer.callbacks = [history, _StopAfter(iterations)]
         trainer.fit(config.epochs)

@@ -6,17 +6,19 @@
 __all__ = ['run', 'require_agreement']
 
 # %% ../../nbs/07_experiments/17_run.ipynb #4cb37d0f
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..core.files import locked, require_writable, write_json
-from ..core.process import Interrupted, keep_freed_memory, one_thread, requests_to_stop
+from ..core.files import locked, require_writable, write_bytes, write_json
+from ..core.process import Interrupted, keep_freed_memory, thread_count, requests_to_stop
 from ..core.ranks import ALONE, Ranks
-from ..data.image_dataset import ImageDataset
 from ..evaluation.final_evaluations import check_probes
 from .config import RunConfig
+from .handed_over import HandedOver, hand_over
 from .provenance import commit, differences, fingerprint
 from .records import read_record, run_folder, write_record
 from .run_callbacks import RunPlace, make_callbacks, write_pictures
@@ -34,8 +36,15 @@ def run(
     root: str | Path | None = None,  # reports/runs if None
     progress: bool = False,  # show a bar with the time left
     ranks: Ranks = ALONE,  # which of several processes this is, see `launch`; the first of them writes
+    report: bool = False,  # keep a picture of the worst errors beside the record, which `write_report` shows
+    threads: int | None = None,  # of the processor; None: as many as PyTorch takes, all cores unless told otherwise
+    **own: Any,  # your own `data` and `network`, `unlabelled` images, names of `classes` and `bands`: see `hand_over`
 ) -> dict:  # the record
-    "Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on."
+    """Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on.
+
+    With data or a network of your own the run is that of the configuration which `hand_over` gives, as the record says.
+    """
+    config, handed = hand_over(config, **own)
     if ranks.world != config.ranks:
         raise ValueError(
             f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, "
@@ -52,7 +61,7 @@ def run(
             return record  # by the process that held it
         require_plain_files(folder)
         commit()  # remembered now: files may change while we train
-        train, validation = load_data(config)
+        train, validation = handed.data or load_data(config)
         check_probes(config.probes, train, validation)
         if ranks.any(bool(asked)):
             name = asked[0] if asked else "another rank"
@@ -61,7 +70,10 @@ def run(
             with writable(config, folder):
                 write_json(folder / "config.json", config.as_json())
         keep_freed_memory()
-        _train(config, experiment, RunPlace(folder, ranks, asked, progress), (train, validation))
+        for remark in handed.remarks if progress else ():
+            print(f"note: {remark}", file=sys.stderr)
+        place = RunPlace(folder, ranks, asked, progress, report, threads or torch.get_num_threads())
+        _train(config, experiment, place, HandedOver((train, validation), handed.network))
         return ranks.same(lambda: read_record(folder))
 
 # %% ../../nbs/07_experiments/17_run.ipynb #a23064ee
@@ -71,13 +83,15 @@ def require_agreement(mine: dict[str, str], ranks: Ranks) -> None:
         raise RuntimeError(f"rank {ranks.rank} is not as the first: it has {different}; expected the same everywhere")
 
 # %% ../../nbs/07_experiments/17_run.ipynb #c9f594d8
-def _train(config: RunConfig, experiment: str, place: RunPlace, data: tuple[ImageDataset, ImageDataset]) -> None:
+def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOver) -> None:
     "Train, and write pictures and record."
-    with one_thread():
-        trainer = build_trainer(config, *data, "cuda" if torch.cuda.is_available() else "cpu", place.ranks)
+    data = handed.data
+    with thread_count(place.threads):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        trainer = build_trainer(config, *data, device, place.ranks, handed.network)
         origin = fingerprint() | {"data": data_digest(*data), "device": device_of(trainer.network).partition(":")[0]}
         require_agreement(origin | {"run": config.run_id}, place.ranks)
-        origin = {name: origin[name] for name in ("torch", "numpy", "data", "device")}
+        origin = {name: origin[name] for name in ("torch", "numpy", "data", "device")} | {"threads": str(place.threads)}
         watchers = make_callbacks(config, place, data, origin)
         trainer.callbacks = watchers.all
         watchers.checkpoints.resume(trainer)
@@ -85,13 +99,15 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, data: tuple[Imag
         place.ranks.require_same(trainer.network)
         if not place.ranks.first:
             return  # the first writes for all
-        record, picture = make_record(config, experiment, trainer, watchers.history, watchers.restart, *data)
+        record, kept = make_record(config, experiment, trainer, watchers.history, watchers.restart, *data)
         found, pictures = answers(config, trainer, *data, lambda: watchers.checkpoints.stop_if_asked(trainer))
-        record |= {"probes": found} if config.probes else {}
+        record |= {"threads": place.threads} | ({"probes": found} if config.probes else {})
         if seen := watchers.snapshots:
             record |= {"snapshot_epochs": list(seen.maps), "map_rows": seen.map_rows()}
     with writable(config, place.folder):
-        write_pictures(place.folder, trainer, watchers, picture, pictures, len(data[0].classes))
+        write_pictures(place.folder, trainer, watchers, kept["samples.png"], pictures, data[0])
+        if place.report and "errors.png" in kept:
+            write_bytes(place.folder / "errors.png", kept["errors.png"])
         if not trainer.stopped:
             contents = weights_and_description(config, trainer.evaluated, *data)
             save_weights(place.folder / "weights.safetensors", *contents)

@@ -6,6 +6,7 @@
 __all__ = ['RunPlace', 'RunCallbacks', 'make_callbacks', 'write_pictures']
 
 # %% ../../nbs/07_experiments/14_run_callbacks.ipynb #7cc8b234
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..core.files import write_bytes
 from ..core.ranks import ALONE, Ranks
 from ..data.image_dataset import ImageDataset
-from ..data.pictures import sample_sheet
+from ..data.pictures import sample_sheet, shown_bands
 from .config import RunConfig
 from ..training.restart import Restart
 from ..training.save_and_resume import Checkpoints
@@ -34,6 +35,8 @@ class RunPlace:
     ranks: Ranks = ALONE
     asked: Sequence[str] = ()  # requests to stop, see `requests_to_stop`
     progress: bool = False  # show a bar with the time left
+    report: bool = False  # keep what a report shows besides, see `errors.png`
+    threads: int = 1  # of the processor
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,14 @@ def make_callbacks(
     if train.segmentation:
         public = train.provenance.get("show_labels", True)
         snapshots = Snapshots(validation.images[:images], validation.labels[:images], train.classes, show_labels=public,
-                              number=chains)
+                              number=chains, bands=shown_bands(train.bands))
     remembering = [history, restart, last, *([snapshots] if snapshots else [])]
     checkpoints = Checkpoints(place.folder, config.run_id, remembering, place.asked, origin)
-    bar = [ProgressBar(config.epochs)] if place.progress and place.ranks.first else []
+    bar = [ProgressBar(config.epochs, train.classes)] if place.progress and place.ranks.first else []
+    if bar and train.labelled is not None:
+        learns = "p(x) alone learns" if config.marginal_weight and config.unlabelled_images else "nothing learns"
+        print(f"{len(train) - len(train.labelled):,} of {len(train):,} training images have no label: {learns} from "
+              "them", file=sys.stderr)
     ordered = (DivergenceWatch(config.criterion()), *remembering, checkpoints, *bar)
     return RunCallbacks(ordered, history, restart, last, snapshots, checkpoints)
 
@@ -77,18 +84,19 @@ def write_pictures(
     watchers: RunCallbacks,
     samples: bytes,  # a PNG file
     probed: Mapping[str, Tensor],  # images of final evaluations, by name
-    classes: int,
+    data: ImageDataset,  # whose classes and bands they have
 ) -> None:
     "Write what a run can show: samples or maps, chains, the end of one that died, and what it was asked."
-    files = {f"{name}.jpg": sample_sheet(images, 8 if name == "neighbours" else classes, "JPEG", 92)
+    bands, classes = shown_bands(data.bands), len(data.classes)
+    files = {f"{name}.jpg": sample_sheet(images[:, bands], 8 if name == "neighbours" else classes, "JPEG", 92)
              for name, images in probed.items()}
     if not watchers.snapshots and "neighbours" not in probed:  # which shows as many samples
         files["samples.png"] = samples
     if seen := watchers.snapshots:
         files["maps.png"] = seen.map_sheet()
         if chains := list(seen.chains.values()):
-            files["chains.jpg"] = sample_sheet(torch.cat(chains), len(chains[0]), "JPEG", 70)
+            files["chains.jpg"] = sample_sheet(torch.cat(chains)[:, bands], len(chains[0]), "JPEG", 70)
     if trainer.stopped and watchers.last.seen:
-        files["ending.jpg"] = sample_sheet(watchers.last.images(), len(watchers.last.seen[-1]), "JPEG")
+        files["ending.jpg"] = sample_sheet(watchers.last.images()[:, bands], len(watchers.last.seen[-1]), "JPEG")
     for name, content in files.items():
         write_bytes(folder / name, content)

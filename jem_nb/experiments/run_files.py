@@ -37,7 +37,7 @@ def remove_leftovers(folder: Path) -> None:
         (folder / ".run.lock").unlink(missing_ok=True)
 
 
-_FILES = re.compile(rf"{CHECKPOINT.pattern}|[a-z]+\.(jsonl?|png|jpg|safetensors)")
+_FILES = re.compile(rf"{CHECKPOINT.pattern}|[a-z]+\.(jsonl?|png|jpg|html|safetensors)")
 
 
 def require_plain_files(folder: Path) -> None:

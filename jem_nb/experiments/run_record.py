@@ -17,11 +17,12 @@ from ..core.files import finite_or_none, five_digits
 from ..core.generators import named_generator
 from ..data.cache import chunks
 from ..data.image_dataset import ImageDataset
-from ..data.pictures import sample_sheet
+from ..data.pictures import sample_sheet, shown_bands
 from ..data.pixel_values import to_pixels
 from ..energy.autocorrelation import correlogram_distance
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import nearest_distance, patch_distance, sample_statistics
+from ..evaluation.class_scores import class_scores
 from ..evaluation.evaluate import energy_percentiles, logits_of_batches
 from ..evaluation.final_evaluations import PROBES, calibration_scores
 from ..evaluation.landscape import energy_landscape
@@ -30,6 +31,7 @@ from ..evaluation.subject import Subject
 from ..evaluation.training_features import TRAINING_FEATURES, fit_training_features
 from .config import RunConfig
 from .provenance import commit, processor, versions
+from .run_data import known_labels
 from ..training.divergence import side_that_ran
 from ..training.restart import Restart
 from ..training.trainer import Trainer
@@ -85,7 +87,7 @@ def _course(
 def make_record(
     config: RunConfig, experiment: str, trainer: Trainer, history: History, restart: Restart, train: ImageDataset,
     validation: ImageDataset,
-) -> tuple[dict, bytes]:  # JSON types, and a picture of samples
+) -> tuple[dict, dict[str, bytes]]:  # JSON types, and pictures of samples and of errors, by file name
     "What is kept of a finished run."
     # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
     kept = trainer.buffer.samples(1000) if train.segmentation else trainer.buffer.images
@@ -93,11 +95,17 @@ def make_record(
     real = trainer.economy.resolution(
         to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:2]))).to(samples), trainer.epoch
     )
+    known = known_labels(config, train)
+    scores, errors = class_scores(
+        trainer.evaluated, train if known is None else train.subset(known), validation, config.seed,
+        config.noise_of_evaluation, config.precision,
+    )
     record = (
         {"run_id": config.run_id, "experiment": experiment, "identity": config.identity, "config": config.as_json()}
         | _outcome(config, trainer, history)
         | _course(config, trainer, history, restart, train)
         | {
+            "validation": scores,
             "samples": sample_statistics(samples.cpu()),
             "landscape": energy_landscape(trainer.network, real, samples[0], aggregation=config.aggregation),
             "data": train.provenance,
@@ -109,7 +117,8 @@ def make_record(
         | ({"taken_over": trainer.taken_over} if trainer.taken_over else {})
         | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
     )
-    return record, sample_sheet(samples[:8])
+    pictures = {"samples.png": sample_sheet(samples[:8, shown_bands(train.bands)])}
+    return record, pictures | ({"errors.png": errors} if errors else {})
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #c6a2d0f4
 def answers(

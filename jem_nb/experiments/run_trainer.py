@@ -7,9 +7,11 @@ __all__ = ['build_trainer']
 
 # %% ../../nbs/07_experiments/15_run_trainer.ipynb #687a7a11
 import time
+from copy import deepcopy
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core.generators import named_generator
 from ..core.process import require_memory
@@ -21,7 +23,7 @@ from ..energy.initial_images import ClassGaussians
 from ..energy.replay_buffer import ReplayBuffer
 from ..evaluation.evaluate import evaluate
 from .config import RunConfig
-from .run_data import known_labels
+from .run_data import check_labels, class_weights, known_labels
 from .run_record import calibration_now, sample_distance
 from ..networks.architectures import build_network, make_network
 from ..training.reference_loop import ReferenceTrainer
@@ -29,25 +31,23 @@ from ..training.trainer import Trainer
 
 # %% ../../nbs/07_experiments/15_run_trainer.ipynb #00a0cd50
 def build_trainer(
-    config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE
+    config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE,
+    network: nn.Module | None = None,  # a user's own, see `hand_over`; None: built by its name
 ) -> Trainer:
     "All parts, ready to train."
     def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
 
     classes = len(train.classes)
-    _require_memory(config, train)
+    check_labels(config, train, validation)
+    _require_memory(config, train, network)
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
-        raise ValueError(
-            f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} may be of "
-            f"one class, expected at least {classes * config.batch_size}"
-        )
-    # the weights are drawn on the CPU, so that a run starts the same on every device
-    network = build_network(config.network, train.images.shape[1], classes, named_generator(config.seed, "weights"),
-                            config.activation, config.normalization)
-    network = network.to(device, memory_format=torch.channels_last)
+        raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} "
+                         f"may be of one class, expected at least {classes * config.batch_size}")
+    network = _network(config, train, network).to(device, memory_format=torch.channels_last)
     buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
-        network=network, objective=config.objective(), sampler=config.sampler(), buffer=buffer,
+        network=network, sampler=config.sampler(), buffer=buffer,
+        objective=config.objective(class_weights(config, train)),
         batches=Batches(
             train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise,
             known_labels(config, train), ranks,
@@ -75,22 +75,30 @@ def build_trainer(
     )
 
 # %% ../../nbs/07_experiments/15_run_trainer.ipynb #6294c60c
-def _require_memory(config: RunConfig, train: ImageDataset) -> None:
+def _require_memory(config: RunConfig, train: ImageDataset, network: nn.Module | None) -> None:
     require_memory("buffer_size", config.buffer_size, 4 * config.buffer_size * train.images[:1].size)
     with torch.device("meta"):
-        network = make_network(
+        network = network if network is not None else make_network(
             config.network, train.images.shape[1], len(train.classes), config.activation, config.normalization
         )
     # each weight with its gradient and Adam's two moments
     require_memory("network", config.network, 16 * sum(weight.numel() for weight in network.parameters()))
 
 
+def _network(config: RunConfig, train: ImageDataset, given: nn.Module | None) -> nn.Module:
+    "A copy of what was given, or a new one, whose weights are drawn on the CPU: so a run starts the same everywhere."
+    return deepcopy(given) if given is not None else build_network(
+        config.network, train.images.shape[1], len(train.classes), named_generator(config.seed, "weights"),
+        config.activation, config.normalization)
+
+
 def _buffer(config: RunConfig, train: ImageDataset, generator: torch.Generator, ranks: Ranks) -> ReplayBuffer:
     bands, side = train.images.shape[1], config.image_size // (2 if config.coarse_epochs else 1)
     initial = None
     if config.start == "class_gaussians":
-        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(train.images)))
-        initial = ClassGaussians(config.work.economy().resolution(pixels, 0), torch.from_numpy(train.labels))
+        known = train.with_labels()
+        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(known.images)))
+        initial = ClassGaussians(config.work.economy().resolution(pixels, 0), torch.from_numpy(known.labels))
     slots, classes = (
         ranks.part(config.buffer_size, "buffer_size"),
         len(train.classes) if config.class_conditional else None,

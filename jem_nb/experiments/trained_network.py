@@ -6,6 +6,7 @@
 __all__ = ['LONGEST_NAME', 'LARGEST_IMAGE', 'TrainedNetwork', 'load_network', 'find_weights']
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f51d89b0
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from ..data.pixel_values import PixelMeaning
 from ..evaluation.training_features import TRAINING_FEATURES, TrainingFeatures, check_percentiles
 from .config import PART_OF, RunConfig
 from .records import run_file
-from ..networks.architectures import is_segmentation, make_network
+from ..networks.architectures import is_own, is_segmentation, make_network
 from ..networks.layers import normalize_spectrum
+from ..networks.own_networks import own_network
+from ..networks.precision import device_of
 from ..training.checkpoint import CheckpointError, read_weights
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #59e52ccd
@@ -63,10 +66,34 @@ class TrainedNetwork:
         check_percentiles("energies", self.energies)
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f6e101d0
+def _without_weights(
+    config: RunConfig, bands: int, classes: int, given: nn.Module | Callable[[int, int], nn.Module] | None
+) -> nn.Module:
+    "A network into which weights can be read; ValueError where it is not the one that was trained."
+    if not is_own(config.network):
+        if given is not None:
+            raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}, "
+                                  "which "
+                                  "has a name: expected none")
+        with torch.device("meta"):
+            return make_network(config.network, bands, classes, config.activation, config.normalization)
+    if given is None:
+        raise CheckpointError(f"these weights are of {config.network}, a user's own network: hand over the same "
+                              "module, "
+                              "as in load_network(path, network=module); commands take --network FILE.py:FUNCTION")
+    given = given if isinstance(given, nn.Module) else given(bands, classes)
+    own, name = own_network(given, bands, classes, config.image_size)
+    if name.rpartition("-")[0] != config.network.rpartition("-")[0]:
+        raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}: "
+                              "expected "
+                              "the same class, built in the same way")
+    return own
+
+
 def _read_features(
     bank: Tensor | None,
     description: dict,
-    network: nn.Module,  # without memory for its weights, on the device "meta"
+    network: nn.Module,  # without memory for its weights, on the device "meta"; a user's own has some
     shape: tuple[int, ...],  # of an image
 ) -> TrainingFeatures | None:
     "The features of training images that lie beside the weights, if they are those of this network."
@@ -75,12 +102,16 @@ def _read_features(
     if bank is None or "distances" not in description:
         raise ValueError("training features and their distances belong together, and one of them is missing")
     features = TrainingFeatures(bank, tuple(description["distances"]))
-    if (made := network.embed(torch.empty(shape, device="meta")).shape[1]) != bank.shape[1]:
+    if (made := network.embed(torch.zeros(shape, device=device_of(network))).shape[1]) != bank.shape[1]:
         raise ValueError(f"training features have {bank.shape[1]} numbers, and the network makes {made}")
     return features
 
 
-def load_network(path: str | Path) -> TrainedNetwork:
+def load_network(
+    path: str | Path,
+    # where a user's own was trained: the same module, with any weights, or what makes it of bands and classes
+    network: nn.Module | Callable[[int, int], nn.Module] | None = None,
+) -> TrainedNetwork:
     "Read a network that `run` wrote; raises CheckpointError where file and network do not fit."
     tensors, description = read_weights(path)
     bank = tensors.pop(TRAINING_FEATURES, None)
@@ -92,8 +123,7 @@ def load_network(path: str | Path) -> TrainedNetwork:
         if not isinstance(description["data"], dict):
             raise ValueError("data is no object: expected what is known of the training images")
         pixels = from_object(PixelMeaning, description["data"]["pixels"], "pixels")
-        with torch.device("meta"):
-            network = make_network(config.network, len(bands), len(classes), config.activation, config.normalization)
+        network = _without_weights(config, len(bands), len(classes), network)
         needed, given = (sum(tensor.numel() for tensor in held) for held in (network.parameters(), tensors.values()))
         if needed > given:  # before any memory is taken for them
             raise ValueError(f"a network of {needed:,} weights is described, and {given:,} numbers are there")
@@ -106,6 +136,8 @@ def load_network(path: str | Path) -> TrainedNetwork:
             network, config, classes, bands, pixels, tuple(description["fill"]), tuple(description["energies"]),
             description["data"], description["run_id"], features,
         )
+    except CheckpointError:  # says itself what to do
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not fit its description ({str(error).splitlines()[0]}): expected a file that this release of "

@@ -10,7 +10,7 @@ import glob
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 import torch
 from rasterio.errors import RasterioError
+from torch import nn
 
 from ..core.files import locked, require_plain, require_writable
 from ..core.identity import run_id
@@ -88,12 +89,13 @@ def write_map(
     progress: bool = True,
     device: str | None = None,  # "cpu" or "cuda"; None: a card where there is one
     again: bool = False,  # keep the map that is there if it is of the same weights, raster and options
+    network: nn.Module | Callable[[int, int], nn.Module] | None = None,  # a user's own, see `load_network`
 ) -> Path:
     "Map a raster; goes on where it was cut off. Errors say what is wrong before anything long begins."
     path, output = find_weights(weights), Path(output)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_options(output, raster, kept, unknown, compression, overwrite or again, device)
-    trained = load_network(path)
+    trained = load_network(path, network)
     trained.network.to(device)
     threshold = float(np.interp(kept, range(101), _percentiles(path, trained, unknown)))
     options = [

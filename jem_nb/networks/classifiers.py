@@ -32,6 +32,11 @@ class EnergyNetwork(nn.Module):
         "Logits."
         return self.classify(self.embed(x))
 
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        "Logits, and what the last layer made them from, in one pass."
+        features = self.embed(x)
+        return self.classify(features), features
+
 # %% ../../nbs/03_networks/02_classifiers.ipynb #978efdec
 class ConvNet(EnergyNetwork):
     "A plain stack of strided convolutions: `[B, bands, H, W]` to logits `[B, classes]`."

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core.files import require_writable, write_bytes, write_text
+from ..evaluation.class_scores import rare_classes
 from ..experiments.config import RunConfig
 from ..experiments.records import each_record, read_record
 from ..experiments.trained_network import TrainedNetwork, find_weights, load_network
@@ -91,9 +93,10 @@ def _data(data: dict) -> list[str]:
 
 # %% ../../nbs/08_reporting/17_model_cards.ipynb #825c8b61
 def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
-    config = record["config"]
+    config, without = record["config"], record["data"].get("unlabelled_images", 0)
     lines = [
-        f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels for "
+        f"- Trained on {config['train_images']:,} images of {config['image_size']}x{config['image_size']} pixels"
+        + (f", {without:,} of them without labels," if without else "") + " for "
         f"{record['epochs_completed']} epochs. Figures hold for this data (split: {config['split']}), and for no "
         "other place, sensor or season.",
         f"- {sum(other['status'] == 'diverged' for other in alike)} of {len(alike)} runs of this kind diverged.",
@@ -137,6 +140,25 @@ def _protocol(config: RunConfig, record: dict) -> list[str]:
         f"{record['commit']}; {record['seconds']:,.0f} s on {record['device']}.",
     ]
 
+# %% ../../nbs/08_reporting/17_model_cards.ipynb #164c7292
+def _classes(names: Sequence[str], record: dict) -> list[str]:
+    "How each class is found, with the worst and the rare ones named first: a mean must not hide them."
+    if not (scores := record.get("validation")):
+        return ["Not recorded: it was trained with an earlier release."]
+    recall, what = scores["recall"], "pixels" if "segmentation" in record else "images"
+
+    def said(number: int) -> str:
+        found = "none to validate" if recall[number] is None else f"recall {recall[number]:.0f} %"
+        return f"{names[number]} ({scores['train_count'][number]:,} {what}, {found})"
+
+    known = [number for number, value in enumerate(recall) if value is not None]
+    worst = [f"Worst: {said(min(known, key=recall.__getitem__))}."] if known else []
+    rare = [f"Rare in training: {', '.join(map(said, found))}."] if (found := rare_classes(scores)) else []
+    table = pd.DataFrame({"class": names, f"training {what}": scores["train_count"],
+                          f"validation {what}": scores["count"], "recall (%)": np.array(recall, float),
+                          "precision (%)": np.array(scores["precision"], float)})
+    return [" ".join(worst + rare), "", markdown_table(table)]
+
 # %% ../../nbs/08_reporting/17_model_cards.ipynb #807b9577
 def model_card(
     trained: TrainedNetwork, record: dict, alike: Sequence[dict]
@@ -152,6 +174,7 @@ def model_card(
         "## Data and licence": _data(record["data"]),
         "## Input and output": _input(trained),
         "## Figures": _figures(config, record, alike),
+        "## Classes": _classes(trained.classes, record),
         "## Limits": _limits(record, alike),
         "## How to load and apply it": _APPLICATION,
         "## Protocol": _protocol(config, record),

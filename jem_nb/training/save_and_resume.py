@@ -66,7 +66,7 @@ class SavedState(Callback):
                 "move or delete it"
             )
         for name, now in self.origin.items():
-            if (then := state["origin"].get(name)) != now:
+            if (then := ({"threads": "1"} | state["origin"]).get(name)) != now:
                 raise ForeignCheckpoint(
                     f"run {self.run_id} was begun with {name} {then}, and would go on with {now}: expected the "
                     "same, or it would not end as it would have; bring that back, or delete the "

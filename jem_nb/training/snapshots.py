@@ -64,10 +64,12 @@ class Snapshots(Callback):
         epochs: Sequence[int] = SNAPSHOT_EPOCHS,
         show_labels: bool = True,  # in the picture; False where nobody may pass them on
         number: int = 4,  # of chains
+        bands: Sequence[int] = (),  # that are shown as red, green and blue; () for the first three
     ):
         self.images = to_pixels(torch.from_numpy(np.ascontiguousarray(images)))
         self.labels = torch.from_numpy(np.asarray(labels))
         self.classes, self.epochs, self.show_labels, self.number = classes, epochs, show_labels, number
+        self.bands = list(bands) or slice(3)
         self.maps: dict[int, Tensor] = {}  # uint8 [N, H, W] by completed epochs
         self.chains: dict[int, Tensor] = {}  # [at most `number`, C, H, W]
         self.walked: Tensor | None = None  # the chains of the last iteration, of this process or of the one before
@@ -92,7 +94,8 @@ class Snapshots(Callback):
 
     def map_sheet(self) -> bytes:  # a PNG file
         "Images, truth if it may be shown, and a row of predictions for each epoch."
-        return map_sheet(self.images, [*([self.labels] if self.show_labels else []), *self.maps.values()], self.classes)
+        truth = [self.labels] if self.show_labels else []
+        return map_sheet(self.images[:, self.bands], [*truth, *self.maps.values()], self.classes)
 
     def map_rows(self) -> list[str]:
         "What the rows of the picture of maps show."

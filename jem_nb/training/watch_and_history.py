@@ -18,6 +18,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from ..core.files import finite_or_none, five_digits, require_plain
+from ..evaluation.class_scores import score_in_words
 from .divergence import DivergenceCriterion
 from .trainer import Trainer
 from .training_state import Callback
@@ -109,10 +110,10 @@ class History(WrittenHistory):
 
 # %% ../../nbs/06_training/08_watch_and_history.ipynb #1089c632
 class ProgressBar(Callback):
-    "Iterations done, the time left, and the state of the run on one line."
+    "Iterations done, the time left, and the state of the run on one line; of the scores also that of the worst class."
 
-    def __init__(self, epochs: int, every: int = 10):
-        self.epochs, self.every, self.bar = epochs, every, None
+    def __init__(self, epochs: int, classes: Sequence[str] = (), every: int = 10):  # names of classes
+        self.epochs, self.classes, self.every, self.bar = epochs, classes, every, None
 
     def before_training(self, trainer: Trainer) -> None:
         self.bar = tqdm(
@@ -122,9 +123,9 @@ class ProgressBar(Callback):
     def after_losses(self, trainer: Trainer) -> None:
         self.bar.update()
         if trainer.iteration % self.every == 0:
-            accuracy_now = trainer.evaluations[-1]["validation_accuracy"]
             said = f"epoch {trainer.epoch + 1}/{self.epochs}, gap {trainer.measures.get('gap', 0):.3g}"
-            self.bar.set_description(f"{said}, accuracy {accuracy_now:.1f} %", refresh=False)
+            score = score_in_words(trainer.evaluations[-1], self.classes)
+            self.bar.set_description(f"{said}, {score}", refresh=False)
 
     def after_training(self, trainer: Trainer) -> None:
         self.bar.close()
