@@ -23,6 +23,9 @@ from ..networks.classifiers import EnergyNetwork
 from ..networks.precision import device_of
 
 # %% ../../nbs/09_maps/02_windows.ipynb #39b51c0e
+_FARTHEST = 1024  # pixels; a network that sees farther, as one with attention does, is taken to see everything
+
+
 def reach(
     network: EnergyNetwork,  # gives logits for each pixel
     bands: int,
@@ -32,6 +35,8 @@ def reach(
         return None
     side, found = 64, []
     while len(found) < network.stride:
+        if side > _FARTHEST:
+            return None
         place = side // 2 + len(found)
         image = torch.zeros(1, bands, side, side, device=device_of(network))
         image[:, :, place, place] = torch.nan
@@ -94,8 +99,9 @@ def lay_out(
         cell, side = 1, -(-window // stride) * stride
         if sight is None and chosen_window is None:
             raise ValueError(
-                "the network has normalization 'group', which looks at the whole window, so that its map depends on "
-                f"it: choose one with --window, best of the size of the tiles of training, {trained.config.image_size}"
+                "the network (with normalization 'group', or attention) looks at the whole window, so that its map "
+                "depends on it: choose one with --window, best of the size of the tiles of training, "
+                f"{trained.config.image_size}"
             )
         margin = 0 if sight is None else -(-sight // stride) * stride  # parts begin where the coarsest features do
     else:

@@ -46,10 +46,10 @@ def _scores(evaluations: Sequence[Mapping], classes: Sequence[str]) -> dict[str,
     lines = {"accuracy": ([entry["validation_accuracy"] for entry in evaluations], BLACK)}
     if evaluations[-1].get("validation_miou") is not None:
         lines["mean IoU"] = [entry.get("validation_miou") for entry in evaluations], BLUE
-    if worst := worst_class(evaluations[-1], classes):
-        name, place = "validation_iou" if "mean IoU" in lines else "validation_recall", classes.index(worst[0])
+    if worst := worst_class(evaluations[-1], range(len(classes))):
+        name, place = "validation_iou" if "mean IoU" in lines else "validation_recall", worst[0]
         values = [entry[name][place] if entry.get(name) else None for entry in evaluations]
-        lines[f"{worst[0][:24]}, {'IoU' if 'mean IoU' in lines else 'recall'}"] = values, VERMILION
+        lines[f"{classes[place][:24]}, {'IoU' if 'mean IoU' in lines else 'recall'}"] = values, VERMILION
     return lines
 
 # %% ../../nbs/08_reporting/19_report_figures.ipynb #1f99385c

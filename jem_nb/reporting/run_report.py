@@ -144,7 +144,8 @@ def _making(record: Mapping, folder: Path) -> str:
     rows = [["run", _value(record["run_id"])], ["experiment", _value(record["experiment"])],
             ["epochs", f"{record['epochs_completed']} of {record['epochs_planned']}"],
             ["iterations", f"{record['iterations']:,}"], ["seconds of training", f"{record['seconds']:,.0f}"],
-            *([name, _value(record.get(name))] for name in ("device", "processor", "commit") if record.get(name)),
+            *([name, _value(record[name])] for name in ("device", "processor", "threads", "commit")
+              if record.get(name)),
             *([f"{text(name)}", _value(value)] for name, value in record["versions"].items())]
     return table(["", ""], rows)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from ..evaluation.class_scores import rare_classes, score_in_words, worst_class
+from ..networks.architectures import is_own
 
 # %% ../../nbs/08_reporting/18_run_words.ipynb #9f8a0a0d
 def plain(value: object, longest: int = 200) -> str:
@@ -63,14 +64,14 @@ def verdict(record: Mapping) -> str:
                 f"{end['iteration']:,}: {plain(end['reason'])}.{side}{last} Nothing can be mapped with this run.")
     scores, what = record.get("validation", {}), "pixels" if evaluation.get("validation_iou") else "images"
     of = f" on {sum(scores['count']):,} validation {what}" if scores else ""
-    worst = worst_class(evaluation, classes)
+    worst = worst_class(evaluation, range(len(classes)))  # by position, for two names may look the same
     if worst is None:
         return f"Training completed. {score}{of}."
-    number = classes.index(worst[0])
+    number = worst[0]
     found = f"{scores['recall'][number]:.0f} % of its {scores['count'][number]:,} {what} are found" if (
         scores["recall"][number] is not None) else "it does not occur, but is predicted"
     iou = f"IoU {worst[1]:.0f} %, " if what == "pixels" else ""
-    return f"Training completed. {score}{of}. The worst class is {worst[0]}: {iou}{found}."
+    return f"Training completed. {score}{of}. The worst class is {classes[number]}: {iou}{found}."
 
 # %% ../../nbs/08_reporting/18_run_words.ipynb #7215daf5
 FEW = 20  # validation images of a class; fewer say little about it
@@ -86,6 +87,13 @@ def findings(record: Mapping) -> list[str]:
         said.append(f"It was better before: {score_in_words(best)} after epoch {best['epoch']}.")
     elif len(values) > 4 and values[-1] > max(values[: -len(values) // 4]) + 1:
         said.append("Its score was still rising at the end: more epochs may help.")
+    data, config = record["data"], record["config"]
+    if without := data.get("unlabelled_images"):
+        learnt = config["marginal_weight"] and config.get("unlabelled_images", True)
+        what = "p(x) alone" if learnt else "nothing"
+        said.append(f"{without:,} training images have no label; {what} was learnt from them.")
+    if skipped := data.get("skipped"):
+        said.append(f"{len(skipped):,} of {data['files']:,} files could not be read and were left out.")
     return said + _findings_of_classes(record) + [samples_in_words(record)[1]]
 
 
@@ -101,8 +109,10 @@ def _findings_of_classes(record: Mapping) -> list[str]:
         listed = ", ".join(f"{classes[number]} ({scores['train_count'][number]:,}, "
                            + ("none to validate)" if scores["recall"][number] is None
                               else f"recall {scores['recall'][number]:.0f} %)") for number in rare[:8])
-        said.append(f"Rare among the {sum(scores['train_count']):,} training {what}: {listed}"
-                    + (f" and {len(rare) - 8} more" if len(rare) > 8 else "") + ".")
+        weighed = record["config"].get("class_weights", "none") != "none"
+        said.append(f"Rare among the {sum(scores['train_count']):,} labelled training {what}: {listed}"
+                    + (f" and {len(rare) - 8} more." if len(rare) > 8 else ".")
+                    + ("" if weighed else " With class_weights 'balanced' their errors count more."))
     few = [classes[number] for number, count in enumerate(scores["count"]) if 0 < count < FEW]
     if few and what == "images":
         said.append(f"Fewer than {FEW} validation images, so their recall is uncertain: {', '.join(few[:8])}"
@@ -125,15 +135,23 @@ def place_of(folder: str | Path) -> str:
 def next_steps(record: Mapping, folder: str | Path) -> list[tuple[str, str]]:  # what for, and a command
     "What may be done with a finished run."
     run, config = shlex.quote(plain(place_of(folder))), record["config"]
+    own = is_own(str(config["network"]))
+    if record["status"] == "completed" and own:
+        return [("Load it in Python, with the module that was handed over:",
+                 f"load_network({json.dumps(plain(place_of(folder)) + '/weights.safetensors')}, network=module)")]
     if record["status"] == "completed":
         return [("Map a GeoTIFF:", f"jem-map {run} image.tif {run}/map.tif"),
                 ("Write this page again, then with that map:", f"jem-report {run}"),
                 ("Make a folder to give away, weights and model card:", f"jem-model {run} model")]
     fields = {"learning_rate": float(f"{config['learning_rate'] / 3:.1g}")} if config.get("preset") == "stable" else {}
     why = "with a third of the learning rate" if fields else "with the preset that diverged least in our experiments"
-    if str(config["dataset"]).endswith(".json"):
+    if str(config["dataset"]).endswith(".json") and not own:
         given = "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in fields.items())
         return [(f"Train again {why}:", f"jem-train {shlex.quote(plain(config['dataset']))} --preset stable{given}")]
     given = "".join(f", {name}={value:g}" for name, value in fields.items())
+    name, handed = plain(config["dataset"]), ", network=module" * own
+    if name.startswith("given-"):  # the protocol is that of data of its kind
+        name, handed = "scene_maps" if "segmentation" in record else "scenes", f", data=(train, validation){handed}"
+        given += f", image_size={config['image_size']}"
     return [(f"Train again, in Python, {why}:",
-             f"run(make_config('stable', {json.dumps(plain(config['dataset']))}{given}), 'again', 'jem_runs')")]
+             f"run(make_config('stable', {json.dumps(name)}{given}), 'again', 'jem_runs'{handed})")]
