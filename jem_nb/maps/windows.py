@@ -161,8 +161,7 @@ def window_answers(
     with torch.no_grad():
         for part in images.split(250):
             x = to_pixels(part.to(device_of(trained.network))).contiguous(memory_format=torch.channels_last)
-            found = logits_and_features(trained.network, x) if with_distance else (trained.network(x), None)
-            answers, features = found
+            answers, features = logits_and_features(trained.network, x)
             logits.append(_in_rows(answers, own).float().cpu())
             if with_distance:
                 distances.append(trained.features.distance(_in_rows(features, own).float()).cpu())
