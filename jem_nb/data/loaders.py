@@ -177,7 +177,8 @@ def scene_folder_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
     of_files[files.positions] = files.labels
     labels = of_files[scenes.positions]
     counts = np.bincount(files.labels, minlength=len(files.classes)).tolist()
-    content = json_text([facts.sha256, scenes.provenance["pixels_sha256"], files.every, files.classes, of_files.tolist()])
+    labelled = [files.every, files.classes, of_files.tolist()]
+    content = json_text([facts.sha256, scenes.provenance["pixels_sha256"], *labelled])
     origin = {"name": Path(request.name).name} | scenes.provenance | known
     origin["sha256"] = hashlib.sha256(content.encode()).hexdigest()  # of files, of how they are read, and of labels
     origin |= {"classes_from": description.classes_from, "class_images": dict(zip(files.classes, counts))}
