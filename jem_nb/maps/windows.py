@@ -20,6 +20,7 @@ from ..energy.energy import energy_of_logits
 from ..experiments.trained_network import TrainedNetwork
 from .raster_checks import check_values, find_bands, read_values, shrink_factor
 from ..networks.classifiers import EnergyNetwork
+from ..networks.features import logits_and_features
 from ..networks.precision import device_of
 
 # %% ../../nbs/09_maps/02_windows.ipynb #39b51c0e
@@ -160,8 +161,7 @@ def window_answers(
     with torch.no_grad():
         for part in images.split(250):
             x = to_pixels(part.to(device_of(trained.network))).contiguous(memory_format=torch.channels_last)
-            features = trained.network.embed(x) if with_distance else None
-            answers = trained.network.classify(features) if with_distance else trained.network(x)
+            answers, features = logits_and_features(trained.network, x)
             logits.append(_in_rows(answers, own).float().cpu())
             if with_distance:
                 distances.append(trained.features.distance(_in_rows(features, own).float()).cpu())

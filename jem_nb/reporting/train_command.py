@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rasterio.errors import RasterioError
-from torch import nn
 
 from ..data.datasets import DATASETS
 from ..data.describe import describe, summary, usual_split, write_description
@@ -172,7 +171,6 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     if record["status"] == "completed":
         print(*findings(record), sep="\n")
     print(f"run: {folder}\npage: {page}")
-    own = f" --network {given.network}" if given.network and is_network_file(given.network) else ""
     for what, command in next_steps(record, folder):
-        print(f"{what}\n  {command}{own if command.startswith('jem-map') else ''}")
+        print(f"{what}\n  {command.replace('FILE.py:FUNCTION', given.network or '')}")
     return 0 if record["status"] == "completed" else 1
