@@ -24,14 +24,19 @@ from .scene_facts import few_of, look_at_scenes
 from .scene_files import find_scenes, images_below
 from .tile_description import TileDescription, find_pairs
 
-# %% ../../nbs/02_data/27_describe.ipynb #3799a74e
-def describe(folder: str | Path) -> SceneDescription | TileDescription:  # with the whole path of its source
+# %% ../../nbs/02_data/27_describe.ipynb #08f5eb7a
+def describe(
+    folder: str | Path,
+    unlabelled: str | None = None,  # where images without labels are, as in a description; None: to be guessed
+) -> SceneDescription | TileDescription:  # with the whole path of its source
     "A description of the labelled images in a folder, as far as it can be guessed; ValueError where nothing can."
     root = Path(folder).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"{folder} is {'a file' if root.exists() else 'missing'}: expected a folder of images; "
                                 "unpack archives")
-    found = guess_tiles(root) or guess_table(root) or guess_classes(root)
+    found = guess_tiles(root) or guess_table(root) or guess_classes(root, unlabelled)
+    if found is not None and unlabelled is not None:
+        found = replace(found, unlabelled=unlabelled)
     if found is None:
         there = Counter(Path(name).suffix.lower() for name in images_below(root))
         kinds = ", ".join(f"{count:,} {ending}" for ending, count in there.items()) or "no PNG, JPEG or TIFF"

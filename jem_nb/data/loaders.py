@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import json_text
 from ..core.process import require_memory
 from .cifar10 import CIFAR10_CLASSES, load_cifar10
 from .eurosat import EUROSAT_CLASSES, EUROSAT_METRES, load_eurosat
@@ -176,7 +177,10 @@ def scene_folder_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
     of_files[files.positions] = files.labels
     labels = of_files[scenes.positions]
     counts = np.bincount(files.labels, minlength=len(files.classes)).tolist()
+    labelled = [files.every, files.classes, of_files.tolist()]
+    content = json_text([facts.sha256, scenes.provenance["pixels_sha256"], *labelled])
     origin = {"name": Path(request.name).name} | scenes.provenance | known
+    origin["sha256"] = hashlib.sha256(content.encode()).hexdigest()  # of files, of how they are read, and of labels
     origin |= {"classes_from": description.classes_from, "class_images": dict(zip(files.classes, counts))}
     whole = ImageDataset(request.name, scenes.images, labels, files.classes, facts.bands, origin)
     pieces = np.flatnonzero(scenes.positions == -1)  # of a large raster
