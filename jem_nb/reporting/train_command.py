@@ -81,9 +81,7 @@ def _described(given: argparse.Namespace) -> str:
                              f"{given.data}")
         _say(given, f"{path} says how {given.data} is read; delete it to have it guessed anew")
         return str(path)
-    description = describe(given.data)
-    if given.unlabelled:
-        description = replace(description, unlabelled=given.unlabelled)
+    description = describe(given.data, given.unlabelled)
     _say(given, summary(description))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_description(description, path)
@@ -129,7 +127,8 @@ def _configured(given: argparse.Namespace, dataset: str) -> RunConfig:
 # %% ../../nbs/08_reporting/23_train_command.ipynb #563c5360
 def _require_same_images(record: dict, data: tuple[ImageDataset, ImageDataset], folder: Path) -> None:
     "ValueError where a finished run of this configuration was trained on other images."
-    then, now = (origin.get("sha256") for origin in (record["data"], data[0].provenance))
+    then, now = ([origin.get(name) for name in ("sha256", "pixels_sha256")]
+                 for origin in (record["data"], data[0].provenance))
     if then != now:
         raise ValueError(f"{folder} is a finished run of this configuration, and the images have changed since: choose "
                          "another --name, or remove it")
