@@ -178,7 +178,7 @@ def time_map(network: str, side: int = 2500, window: int | None = None, repeats:
             for made in (path, scores_path(path)):
                 made.unlink(missing_ok=True)
             began = time.perf_counter()
-            write_map(weights, raster, path, window, progress=False)
+            write_map(weights, raster, path, window, unknown="energy", progress=False)
             seconds.append(time.perf_counter() - began)
         return {
             "network": network, "pixels": side**2, "seconds": seconds, "network_seconds": alone,

@@ -36,7 +36,8 @@ class Source:
 
 
 def _given(request: Request) -> tuple[ImageDataset, ImageDataset]:
-    raise ValueError(f"dataset is {request.name!r}, of images that a program handed over: hand over the same again, as in "
+    raise ValueError(f"dataset is {request.name!r}, of images that a program handed over: hand over the same again, as "
+                     "in "
                      "run(..., data=(train, validation))")
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe', 'usual_split', 'summary', 'write_description', 'make_parser', 'main']
 
-# %% ../../nbs/02_data/27_describe.ipynb #880b8a9f
+# %% ../../nbs/02_data/27_describe.ipynb #b1101ccf
 import argparse
 import sys
 from collections import Counter
@@ -20,11 +20,11 @@ from ..core.files import json_text, write_text
 from .guesses import MOST_MASKS, bands_of, guess_classes, guess_table, guess_tiles, mask_values
 from .image_files import ImageFileError, look_at, read_image_file
 from .scene_description import SceneDescription
-from .scene_facts import few_of, file_names, look_at_scenes
+from .scene_facts import few_of, look_at_scenes
 from .scene_files import find_scenes, images_below
 from .tile_description import TileDescription, find_pairs
 
-# %% ../../nbs/02_data/27_describe.ipynb #992e3f0a
+# %% ../../nbs/02_data/27_describe.ipynb #3799a74e
 def describe(folder: str | Path) -> SceneDescription | TileDescription:  # with the whole path of its source
     "A description of the labelled images in a folder, as far as it can be guessed; ValueError where nothing can."
     root = Path(folder).resolve()
@@ -45,7 +45,7 @@ def _completed(found: SceneDescription) -> SceneDescription:
     "With classes, bands, range and sizes, as the files have them."
     files = find_scenes(found)
     facts = look_at_scenes(files, found)
-    first = files.root / file_names(files)[int(np.flatnonzero(facts.usable)[0])]
+    first = files.root / files.every[int(np.flatnonzero(facts.usable)[0])]
     metres, sizes = facts.metres[facts.usable], facts.sizes[facts.usable]
     alike = np.isfinite(metres).all() and np.ptp(metres) < 0.1 * metres.min()
     return replace(found, classes=files.classes, bands=bands_of(first),
@@ -60,7 +60,7 @@ def usual_split(description: SceneDescription | TileDescription) -> str:
     _, image, _ = find_pairs(description, description.source)[0]
     return "random" if look_at(image).crs is None else "blocks"
 
-# %% ../../nbs/02_data/27_describe.ipynb #cd66e810
+# %% ../../nbs/02_data/27_describe.ipynb #814b202f
 _SAMPLE = 50  # images whose values are looked at
 
 
@@ -83,8 +83,8 @@ def _value_lines(
     every = np.concatenate(found, axis=1).astype(np.float64)
     for name, values in list(zip(bands, every))[:20]:
         low, middle, high = np.percentile(values, (2, 50, 98)) if values.size else (np.nan,) * 3
-        yield f"  {name}: {low:.5g} to {high:.5g}, median {middle:.5g}" + (
-            f"; all from {values.min():.5g} to {values.max():.5g}" if values.size else "; no data")
+        yield f"  {name}: {low:.4g} to {high:.4g}, median {middle:.4g}" + (
+            f"; all from {values.min():.4g} to {values.max():.4g}" if values.size else "; no data")
     if len(bands) > 20:
         yield f"  and {len(bands) - 20} bands more"
 
@@ -118,7 +118,7 @@ def _scene_lines(description: SceneDescription) -> Iterator[str]:
     if facts.problems:
         few = few_of(list(facts.problems.values()))
         yield f"cannot be used, {len(facts.problems):,} of {len(facts.sizes):,} files: {few}"
-    usable = [files.root / file_names(files)[number] for number in np.flatnonzero(facts.usable)]
+    usable = [files.root / files.every[number] for number in np.flatnonzero(facts.usable)]
     yield from _value_lines(usable, facts.bands, facts.numbers, description.range is None)
 
 

@@ -7,7 +7,6 @@ __all__ = ['image_of', 'value_range', 'given_datasets']
 
 # %% ../../nbs/02_data/25_given_data.ipynb #0da57051
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -44,7 +43,8 @@ def image_of(given: Any, where: str) -> np.ndarray:  # [C, H, W]
     elif image.ndim == 3 and image.shape[2] in _CHANNELS and image.shape[0] not in _CHANNELS:
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or image.dtype.kind not in "uif" or not image.size:
-        raise ValueError(f"{where} is {image.dtype} of shape {list(image.shape)}: expected numbers [C, H, W], such as a "
+        raise ValueError(f"{where} is {image.dtype} of shape {list(image.shape)}: expected numbers [C, H, W], such as "
+                         "a "
                          "tensor, or a picture of Pillow's")
     return image
 
@@ -74,7 +74,8 @@ def _label_of(given: Any, where: str) -> int | str | np.ndarray:  # or [H, W]
     if label.ndim == 3 and label.shape[0] == 1:
         label = label[0]
     if label.dtype.kind not in "uib" or label.ndim not in (0, 2):
-        raise ValueError(f"the label of {where} is {label.dtype} of shape {list(label.shape)}: expected a whole number, "
+        raise ValueError(f"the label of {where} is {label.dtype} of shape {list(label.shape)}: expected a whole "
+                         "number, "
                          "a name, or [H, W] with a whole number for each pixel")
     return int(label) if label.ndim == 0 else label
 
@@ -110,8 +111,8 @@ def _items(given: Any, role: str) -> tuple[list[np.ndarray], list]:
 def _class_names(given: Any, labels: Sequence, classes: Sequence[str] | None) -> tuple[str, ...]:
     "Names as they were said, or as the data set says them, or as its labels are, or numbers."
     features = getattr(given, "features", None)  # of Hugging Face
-    for names in (classes, getattr(given, "classes", None), *(
-            getattr(features[name], "names", None) for name in _LABELS if isinstance(features, dict) and name in features)):
+    named = [features[name] for name in _LABELS if isinstance(features, dict) and name in features]
+    for names in (classes, getattr(given, "classes", None), *(getattr(feature, "names", None) for feature in named)):
         if names:
             return tuple(map(str, names))
     if any(isinstance(label, str) for label in labels):
@@ -132,14 +133,16 @@ def _numbers(labels: Sequence, classes: tuple[str, ...], size: tuple[int, int], 
             label = classes.index(label)
         if maps and isinstance(label, np.ndarray):
             if label.shape != size:
-                raise ValueError(f"the labels of {role} {number} are {list(label.shape)}: expected {list(size)}, as the "
+                raise ValueError(f"the labels of {role} {number} are {list(label.shape)}: expected {list(size)}, as "
+                                 "the "
                                  "image")
             wrong = (label != IGNORED) & ((label < 0) | (label >= len(classes)))
             label = int(label[wrong][0]) if wrong.any() else label
         if maps != isinstance(label, np.ndarray) and label != UNLABELLED or (
                 not isinstance(label, np.ndarray) and not UNLABELLED <= label < len(classes)):
             none = f"{IGNORED} for pixels" if maps else f"{UNLABELLED} for images"
-            raise ValueError(f"a label of {role} {number} is {label}: expected 0 to {len(classes) - 1}, or {none} without "
+            raise ValueError(f"a label of {role} {number} is {label}: expected 0 to {len(classes) - 1}, or {none} "
+                             "without "
                              f"a label, for there are {len(classes)} classes")
         if not (maps and isinstance(label, int)):
             found[number] = label
@@ -156,12 +159,13 @@ def value_range(images: Sequence[np.ndarray]) -> list[list[float]] | None:  # lo
     for band, some in enumerate(values):
         if not some.size:
             raise ValueError(f"band {band} of the training images has no finite value: expected some")
-    if images[0].dtype.kind == "f" and all(0 <= some.min() and some.max() <= 1 for some in values):
+    if images[0].dtype.kind == "f" and all(some.min() >= 0 and some.max() <= 1 for some in values):
         return [[0.0, 1.0]] * len(values)
     ranges = [np.percentile(some, (2, 98)).tolist() for some in values]
     for band, (low, high) in enumerate(ranges):
         if low >= high:
-            raise ValueError(f"band {band} has the 2nd percentile {low:g} and the 98th {high:g} in the training images: "
+            raise ValueError(f"band {band} has the 2nd percentile {low:g} and the 98th {high:g} in the training "
+                             "images: "
                              "expected them to differ; leave the band out, or hand over bytes")
     return ranges
 
@@ -177,10 +181,10 @@ def _as_bytes(images: Sequence[np.ndarray], ranges: list[list[float]] | None) ->
 
 
 def _meaning(images: Sequence[np.ndarray], ranges: list[list[float]] | None) -> dict:
-    low, high = (np.min([np.nanmin(np.where(np.isfinite(image), image, np.nan), axis=(1, 2)) for image in images], axis=0),
-                 np.max([np.nanmax(np.where(np.isfinite(image), image, np.nan), axis=(1, 2)) for image in images], axis=0))
-    known = np.isfinite(low).all() and np.isfinite(high).all()
-    extremes = np.transpose([low, high]).astype(float).tolist() if known else None
+    finite = [np.where(np.isfinite(image), image, np.nan).reshape(len(image), -1) for image in images]
+    finite = [image for image in finite if not np.isnan(image).all(axis=1).any()]
+    lowest, highest = ([extreme(image, 1) for image in finite] for extreme in (np.nanmin, np.nanmax))
+    extremes = np.transpose([np.min(lowest, 0), np.max(highest, 0)]).astype(float).tolist()
     return asdict(PixelMeaning(images[0].dtype.name, ranges, extremes=extremes))
 
 # %% ../../nbs/02_data/25_given_data.ipynb #d37036c7
@@ -195,10 +199,8 @@ def given_datasets(
     images, labels = _items(train, "training image")
     names = _class_names(train, labels, classes)
     if unlabelled is not None:
-        plain = unlabelled if hasattr(unlabelled, "__getitem__") and not isinstance(unlabelled, tuple) else list(unlabelled)
-        more = [image_of(item[0] if isinstance(item, tuple) else item["image"] if isinstance(item, dict) else item,
-                         f"unlabelled image {number}") for number, item in enumerate(plain[n] for n in range(len(plain)))]
-        images, labels = images + more, labels + [UNLABELLED] * len(more)
+        images += [_image_alone(unlabelled[number], f"unlabelled image {number}") for number in range(len(unlabelled))]
+        labels += [UNLABELLED] * len(unlabelled)
     others, known = _items(validation, "validation image")
     for role, some in (("unlabelled or training", images), ("validation", others)):
         for image in some:
@@ -216,6 +218,11 @@ def given_datasets(
     return _named(arrays, names, bands, _meaning(images, ranges))
 
 # %% ../../nbs/02_data/25_given_data.ipynb #b8acc082
+def _image_alone(item: Any, where: str) -> np.ndarray:  # [C, H, W]
+    "The image of an item of which no label is wanted."
+    return image_of(_parts(item, where)[0] if isinstance(item, (dict, tuple)) else item, where)
+
+
 def _band_names(bands: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if bands is None:
         return ("red", "green", "blue") if count == 3 else tuple(f"band {number}" for number in range(1, count + 1))

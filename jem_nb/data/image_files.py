@@ -62,7 +62,7 @@ def kind_of(path: str | Path) -> str:  # PNG, JPEG or TIFF
             return kind
     raise ImageFileError(f"it starts with {start!r}: expected a PNG, JPEG or TIFF file; convert it")
 
-# %% ../../nbs/02_data/09_image_files.ipynb #02a945ff
+# %% ../../nbs/02_data/09_image_files.ipynb #574c5af9
 _GREY, _COLOURS = ("grey",), ("red", "green", "blue")
 _MODES = {"1": _GREY, "L": _GREY, "LA": _GREY, "I;16": _GREY, "P": _COLOURS, "PA": _COLOURS, "RGB": _COLOURS,
           "RGBA": _COLOURS}
@@ -85,7 +85,7 @@ def _open_picture(path: Path, kind: str) -> Iterator[Image.Image]:
     "A PNG or JPEG that is not decoded yet."
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a smaller limit is checked here
+            warnings.simplefilter("ignore")  # of notes that are damaged; of large pictures, which are refused below
             with Image.open(path, formats=[kind]) as image:
                 if image.mode not in _MODES:
                     raise ImageFileError(f"its colours are in {image.mode}: expected grey, a palette, or red, green "
@@ -175,7 +175,7 @@ def open_tiff(
             _check_tiff(file, path, largest)
             yield file
 
-# %% ../../nbs/02_data/09_image_files.ipynb #6a9fd216
+# %% ../../nbs/02_data/09_image_files.ipynb #668cb4b1
 def _table(file: DatasetReader) -> np.ndarray | None:  # uint8 `[256 or 65536, 4]`: red, green, blue, alpha
     if file.colorinterp[0] != ColorInterp.palette:
         return None
@@ -199,20 +199,23 @@ def _names(file: DatasetReader, numbers: tuple[int, ...]) -> tuple[str, ...]:
 
 def facts_of(file: DatasetReader) -> ImageFacts:
     "What an open raster says of itself."
-    numbers = tuple(number for number in range(1, file.count + 1) if number not in alpha_bands(file))
+    clear = alpha_bands(file)
+    numbers = tuple(number for number in range(1, file.count + 1) if number not in clear)
     if not numbers:
         raise ImageFileError("all its bands are transparency: expected some of colour")
     names, table, count = _names(file, numbers), _table(file), file.count
     if table is not None:
         numbers, count = tuple(range(1, len(names) + 1)), len(names)
     place = (None, None, None)
-    if file.crs is not None and not file.gcps[0] and not file.transform.is_identity:
+    upright = not (file.transform.b or file.transform.d or file.transform.is_identity)
+    if file.crs is not None and not file.gcps[0] and upright:
         crs = file.crs.to_string()
         try:
             metres = round(metres_per_pixel(crs, file.transform, file.width, file.height), 4)
         except ValueError:
             metres = None
-        place = (crs, tuple(file.bounds), metres)
+        left, bottom, right, top = file.bounds
+        place = (crs, (min(left, right), min(bottom, top), max(left, right), max(bottom, top)), metres)
     kind, scaling = ("uint8", None) if table is not None else (file.dtypes[0], scaling_of(file, numbers))
     return ImageFacts(file.height, file.width, kind, names, numbers, count, *place, scaling)
 

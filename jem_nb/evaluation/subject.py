@@ -62,9 +62,9 @@ def unused(train: ImageDataset, most: int = 10_000) -> ImageDataset:
     origin, size = train.provenance, train.images.shape[-1]
     if origin["split"] == "generated":
         return load_dataset(train.name, size, None, min(most, 2 * len(train)), 1, origin["seed"] + 1)[0]
-    rest, _ = load_dataset(
-        train.name, size, origin["split"], None, None, origin["seed"], without=tuple(origin.get("without_classes", ()))
-    )
+    ground = {name: origin[name] for name in ("block_size", "buffer", "block_seed") if name in origin}
+    without = tuple(origin.get("without_classes", ()))
+    rest, _ = load_dataset(train.name, size, origin["split"], None, None, origin["seed"], without=without, **ground)
     rest, used = rest.with_labels(), {image.tobytes() for image in train.images}
     return rest.subset(
         np.array(
@@ -97,7 +97,7 @@ def kinds_of_images(
         _, whole = load_dataset(train.name, size, origin["split"], None, None, origin["seed"])
         wanted = [whole.classes.index(name) for name in left_out]
         return validation.images[:IMAGES], {", ".join(left_out): whole.images[np.isin(whole.labels, wanted)][:IMAGES]}
-    if origin["split"] == "spatial":  # as many of each class on both sides, so that nothing but the ground differs
+    if origin["split"] in ("spatial", "place"):  # as many of each class on both sides: only the ground differs
         here, there = _as_many_of_each(unused(train), validation)
         return here, {"other ground": there}
     others = {name: load_dataset(name, size, None, IMAGES, IMAGES)[1] for name in find_source(train.name).others}

@@ -31,7 +31,7 @@ from ..training.restart import RestartPolicy
 class DataConfig(ConfigPart):
     "Images: which, how many, of which the labels are known, and how they are varied."
 
-    dataset: str = option("eurosat", "a name of `data.datasets`, or the path of a description of tiles")
+    dataset: str = option("eurosat", "a name of `data.datasets`, or the path of a description")
     split: str = option("random", "how training and validation images are told apart")
     image_size: int = option(64, "pixels along a side", low=8)
     train_images: int = option(22000, "how many", low=1)

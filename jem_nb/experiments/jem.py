@@ -37,7 +37,8 @@ def hold_out(images: Any, labels: Any, share: float, seed: int) -> tuple[tuple, 
     if len(labels) != count:
         raise ValueError(f"{count:,} images and {len(labels):,} labels: expected as many")
     if (held := round(share * count)) < 2 or count - held < 1:
-        raise ValueError(f"{count:,} images: expected at least {round(2 / share)}, of which some are held out; or hand over "
+        raise ValueError(f"{count:,} images: expected at least {round(2 / share)}, of which some are held out; or hand "
+                         "over "
                          "validation=(images, labels)")
     order = np.random.default_rng(seed).permutation(count)
     if np.ndim(labels[0]) == 0:  # a label for each image
@@ -80,12 +81,13 @@ class JEM:
         with tempfile.TemporaryDirectory() as folder:
             if config.batch_size > len(train[0]):
                 config = replace(config, batch_size=len(train[0]), train_images=len(train[0]))
-            self.record = run(config, "jem", folder, progress, data=(train, held),
-                              network=self.network if own else None, unlabelled=unlabelled, classes=classes, bands=bands,
-                              threads=threads)
+            given = {"data": (train, held), "unlabelled": unlabelled, "classes": classes, "bands": bands}
+            given |= {"network": self.network} if own else {}
+            self.record = run(config, "jem", folder, progress, threads=threads, **given)
             if self.record["status"] == "diverged":
                 raise RuntimeError(f"training diverged in epoch {self.record['diverged_at']['epoch'] + 1} "
-                                   f"({self.record['diverged_at']['reason']}): expected it to live; lower learning_rate or "
+                                   f"({self.record['diverged_at']['reason']}): expected it to live; lower "
+                                   "learning_rate or "
                                    "marginal_weight, or use preset='stable'")
             path = run_folder("jem", self.record["run_id"], folder) / "weights.safetensors"
             self.trained, self._file = load_network(path, self.network if own else None), path.read_bytes()
@@ -130,7 +132,8 @@ class JEM:
         noise = named_generator(seed, "samples", device=device)
         shape = (count, len(self.trained.bands), config.image_size, config.image_size)
         start = 2 * torch.rand(shape, generator=noise, device=device) - 1
-        chain = config.sampler().with_steps(steps).sample(self.trained.network, start, noise, labels, config.aggregation)
+        sampler = config.sampler().with_steps(steps)
+        chain = sampler.sample(self.trained.network, start, noise, labels, config.aggregation)
         return to_bytes(chain.images.cpu()).numpy()
 
     def save(self, path: str | Path) -> None:
@@ -160,7 +163,8 @@ class JEM:
             if array.shape[0] != len(trained.bands) or array.dtype.name != trained.pixels.type or (
                     not trained.segmentation and array.shape[1:] != (size, size)):
                 raise ValueError(f"image {number} is {array.dtype} {list(array.shape)}: expected {trained.pixels.type} "
-                                 f"[{len(trained.bands)}, {size}, {size}], as training had ({', '.join(trained.bands)})")
+                                 f"[{len(trained.bands)}, {size}, {size}], as training had "
+                                 f"({', '.join(trained.bands)})")
         if not arrays:
             raise ValueError("there are no images: expected at least one")
         stored = torch.from_numpy(np.stack([to_byte_range(array, ranges) for array in arrays]))

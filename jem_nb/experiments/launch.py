@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     try:
         with joined() as ranks:
             for path in given.configs:
-                run(RunConfig(**json.loads(Path(path).read_text())), given.experiment, given.runs, ranks=ranks, threads=1)
+                config = RunConfig(**json.loads(Path(path).read_text()))
+                run(config, given.experiment, given.runs, ranks=ranks, threads=1)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr, flush=True)
         return 130

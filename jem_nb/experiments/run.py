@@ -7,13 +7,11 @@ __all__ = ['run', 'require_agreement']
 
 # %% ../../nbs/07_experiments/17_run.ipynb #4cb37d0f
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..core.files import locked, require_writable, write_bytes, write_json
 from ..core.process import Interrupted, keep_freed_memory, thread_count, requests_to_stop
@@ -39,18 +37,14 @@ def run(
     progress: bool = False,  # show a bar with the time left
     ranks: Ranks = ALONE,  # which of several processes this is, see `launch`; the first of them writes
     report: bool = False,  # keep a picture of the worst errors beside the record, which `write_report` shows
-    data: tuple[Any, Any] | None = None,  # your own images, for training and for validation, see `given_datasets`
-    network: nn.Module | None = None,  # your own, see `own_network`
-    unlabelled: Any = None,  # images without labels, beside `data`
-    classes: Sequence[str] | None = None,  # names of the classes of `data`
-    bands: Sequence[str] | None = None,  # names of the channels of `data`
     threads: int | None = None,  # of the processor; None: as many as PyTorch takes, all cores unless told otherwise
+    **own: Any,  # your own `data` and `network`, `unlabelled` images, names of `classes` and `bands`: see `hand_over`
 ) -> dict:  # the record
     """Train one configuration and write its record; a finished one is read instead, and one that was cut off goes on.
 
-    With `data` or `network` the run is that of the configuration which `hand_over` gives, as the record says.
+    With data or a network of your own the run is that of the configuration which `hand_over` gives, as the record says.
     """
-    config, handed = hand_over(config, data, network, unlabelled, classes, bands)
+    config, handed = hand_over(config, **own)
     if ranks.world != config.ranks:
         raise ValueError(
             f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, "
@@ -76,8 +70,8 @@ def run(
             with writable(config, folder):
                 write_json(folder / "config.json", config.as_json())
         keep_freed_memory()
-        if progress and ranks.first:
-            print(*(f"note: {remark}" for remark in handed.remarks), sep="\n", end="", file=sys.stderr)
+        for remark in handed.remarks if progress else ():
+            print(f"note: {remark}", file=sys.stderr)
         place = RunPlace(folder, ranks, asked, progress, report, threads or torch.get_num_threads())
         _train(config, experiment, place, HandedOver((train, validation), handed.network))
         return ranks.same(lambda: read_record(folder))

@@ -43,14 +43,11 @@ def build_trainer(
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
         raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} "
                          f"may be of one class, expected at least {classes * config.batch_size}")
-    # the weights are drawn on the CPU, so that a run starts the same on every device
-    network = deepcopy(network) if network is not None else build_network(
-        config.network, train.images.shape[1], classes, named_generator(config.seed, "weights"), config.activation,
-        config.normalization)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = _network(config, train, network).to(device, memory_format=torch.channels_last)
     buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
-        network=network, objective=config.objective(class_weights(config, train)), sampler=config.sampler(), buffer=buffer,
+        network=network, sampler=config.sampler(), buffer=buffer,
+        objective=config.objective(class_weights(config, train)),
         batches=Batches(
             train.images, train.labels, config.batch_size, config.seed, config.pad, config.flip, config.data_noise,
             known_labels(config, train), ranks,
@@ -86,6 +83,13 @@ def _require_memory(config: RunConfig, train: ImageDataset, network: nn.Module |
         )
     # each weight with its gradient and Adam's two moments
     require_memory("network", config.network, 16 * sum(weight.numel() for weight in network.parameters()))
+
+
+def _network(config: RunConfig, train: ImageDataset, given: nn.Module | None) -> nn.Module:
+    "A copy of what was given, or a new one, whose weights are drawn on the CPU: so a run starts the same everywhere."
+    return deepcopy(given) if given is not None else build_network(
+        config.network, train.images.shape[1], len(train.classes), named_generator(config.seed, "weights"),
+        config.activation, config.normalization)
 
 
 def _buffer(config: RunConfig, train: ImageDataset, generator: torch.Generator, ranks: Ranks) -> ReplayBuffer:

@@ -6,6 +6,7 @@
 __all__ = ['LONGEST_NAME', 'LARGEST_IMAGE', 'TrainedNetwork', 'load_network', 'find_weights']
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f51d89b0
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,20 +66,26 @@ class TrainedNetwork:
         check_percentiles("energies", self.energies)
 
 # %% ../../nbs/07_experiments/18_trained_network.ipynb #f6e101d0
-def _without_weights(config: RunConfig, bands: int, classes: int, given: nn.Module | None) -> nn.Module:
+def _without_weights(
+    config: RunConfig, bands: int, classes: int, given: nn.Module | Callable[[int, int], nn.Module] | None
+) -> nn.Module:
     "A network into which weights can be read; ValueError where it is not the one that was trained."
     if not is_own(config.network):
         if given is not None:
-            raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}, which "
+            raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}, "
+                                  "which "
                                   "has a name: expected none")
         with torch.device("meta"):
             return make_network(config.network, bands, classes, config.activation, config.normalization)
     if given is None:
-        raise CheckpointError(f"these weights are of {config.network}, a user's own network: hand over the same module, "
+        raise CheckpointError(f"these weights are of {config.network}, a user's own network: hand over the same "
+                              "module, "
                               "as in load_network(path, network=module); commands take --network FILE.py:FUNCTION")
+    given = given if isinstance(given, nn.Module) else given(bands, classes)
     own, name = own_network(given, bands, classes, config.image_size)
     if name.rpartition("-")[0] != config.network.rpartition("-")[0]:
-        raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}: expected "
+        raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}: "
+                              "expected "
                               "the same class, built in the same way")
     return own
 
@@ -102,7 +109,8 @@ def _read_features(
 
 def load_network(
     path: str | Path,
-    network: nn.Module | None = None,  # where a user's own was trained: the same module, with any weights
+    # where a user's own was trained: the same module, with any weights, or what makes it of bands and classes
+    network: nn.Module | Callable[[int, int], nn.Module] | None = None,
 ) -> TrainedNetwork:
     "Read a network that `run` wrote; raises CheckpointError where file and network do not fit."
     tensors, description = read_weights(path)

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .map_parts import scores_path
 from .stac_item import write_item
 from .windows import NO_CLASS, lay_out
 from .write_map import COMPRESSIONS, UNKNOWN, write_map
+from ..networks.network_file import network_from_file
 from ..training.checkpoint import CheckpointError
 
 # %% ../../nbs/09_maps/08_command.ipynb #fb490949
@@ -60,14 +62,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="share of the validation data that counts as known (%(default)g)",
     )
     parser.add_argument(
-        "--unknown", choices=UNKNOWN, default="energy",
-        help="what tells the unknown: the energy, or the distance to features of training images (%(default)s)",
+        "--unknown", choices=UNKNOWN, default="distance",
+        help="what tells the unknown: the distance to features of training images, or the energy (%(default)s)",
     )
     parser.add_argument(
         "--window", type=int, metavar="PIXELS",
         help="pixels along the side of a window; larger ones need more memory (chosen for the network)",
     )
     parser.add_argument("--no-probabilities", action="store_true", help="leave out those of classes: faster, smaller")
+    parser.add_argument("--network", metavar="FILE.py:FUNCTION", help="what built a network of your own for training")
     parser.add_argument("--any-resolution", action="store_true", help="take pixels of any size for those of training")
     parser.add_argument(
         "--compression", choices=COMPRESSIONS, default="zstd",
@@ -101,7 +104,8 @@ def _summary(path: Path, trained: TrainedNetwork) -> str:
 # %% ../../nbs/09_maps/08_command.ipynb #73fb9188
 def _make(given: argparse.Namespace) -> None:
     weights, output = find_weights(given.run), Path(given.output)
-    trained = load_network(weights)
+    own = None if given.network is None else partial(network_from_file, given.network)
+    trained = load_network(weights, own)
     if not given.quiet:
         with open_geotiff(given.raster) as file:
             layout = lay_out(file, trained, given.window, given.bands, given.any_resolution)
@@ -128,7 +132,7 @@ def _make(given: argparse.Namespace) -> None:
                                       "or pass --overwrite")
             write_map(weights, given.raster, output, given.window, given.kept, given.unknown,
                       not given.no_probabilities, given.bands, given.any_resolution, given.compression,
-                      given.overwrite, not given.quiet, given.device, again=True)
+                      given.overwrite, not given.quiet, given.device, again=True, network=own)
             write_item(output, weights, trained, Path(given.raster).name)
         finally:
             item.with_name(f".{item.name}.lock").unlink(missing_ok=True)

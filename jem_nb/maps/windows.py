@@ -20,9 +20,13 @@ from ..energy.energy import energy_of_logits
 from ..experiments.trained_network import TrainedNetwork
 from .raster_checks import check_values, find_bands, read_values, shrink_factor
 from ..networks.classifiers import EnergyNetwork
+from ..networks.features import logits_and_features
 from ..networks.precision import device_of
 
 # %% ../../nbs/09_maps/02_windows.ipynb #39b51c0e
+_FARTHEST = 1024  # pixels; a network that sees farther, as one with attention does, is taken to see everything
+
+
 def reach(
     network: EnergyNetwork,  # gives logits for each pixel
     bands: int,
@@ -32,6 +36,8 @@ def reach(
         return None
     side, found = 64, []
     while len(found) < network.stride:
+        if side > _FARTHEST:
+            return None
         place = side // 2 + len(found)
         image = torch.zeros(1, bands, side, side, device=device_of(network))
         image[:, :, place, place] = torch.nan
@@ -94,8 +100,9 @@ def lay_out(
         cell, side = 1, -(-window // stride) * stride
         if sight is None and chosen_window is None:
             raise ValueError(
-                "the network has normalization 'group', which looks at the whole window, so that its map depends on "
-                f"it: choose one with --window, best of the size of the tiles of training, {trained.config.image_size}"
+                "the network (with normalization 'group', or attention) looks at the whole window, so that its map "
+                "depends on it: choose one with --window, best of the size of the tiles of training, "
+                f"{trained.config.image_size}"
             )
         margin = 0 if sight is None else -(-sight // stride) * stride  # parts begin where the coarsest features do
     else:
@@ -154,8 +161,7 @@ def window_answers(
     with torch.no_grad():
         for part in images.split(250):
             x = to_pixels(part.to(device_of(trained.network))).contiguous(memory_format=torch.channels_last)
-            features = trained.network.embed(x) if with_distance else None
-            answers = trained.network.classify(features) if with_distance else trained.network(x)
+            answers, features = logits_and_features(trained.network, x)
             logits.append(_in_rows(answers, own).float().cpu())
             if with_distance:
                 distances.append(trained.features.distance(_in_rows(features, own).float()).cpu())

@@ -10,7 +10,7 @@ import glob
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 import torch
 from rasterio.errors import RasterioError
+from torch import nn
 
 from ..core.files import locked, require_plain, require_writable
 from ..core.identity import run_id
@@ -32,7 +33,7 @@ from .windows import lay_out
 # %% ../../nbs/09_maps/05_write_map.ipynb #ceb31ecb
 MAPS = 3  # raised whenever a change alters maps, so that parts of another release are not used
 COMPRESSIONS = ("zstd", "deflate")
-UNKNOWN = ("energy", "distance")  # scores that tell what is known
+UNKNOWN = ("distance", "energy")  # scores that tell what is known
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def write_map(
     output: str | Path,  # ends in .tif
     window: int | None = None,  # pixels along a side that the network sees at a time; None: see `usual_window`
     kept: float = 95.0,  # percent of validation that counts as known
-    unknown: str = "energy",  # or "distance" to training features: the score that tells what is known
+    unknown: str = "distance",  # to training features, or "energy": the score that tells what is known
     probabilities: bool = True,  # a layer for each class; without them a map is made faster
     bands: tuple[int, ...] | None = None,  # of the raster, from 1; None: by name or in order
     any_resolution: bool = False,  # use pixels of any size as they are
@@ -88,12 +89,13 @@ def write_map(
     progress: bool = True,
     device: str | None = None,  # "cpu" or "cuda"; None: a card where there is one
     again: bool = False,  # keep the map that is there if it is of the same weights, raster and options
+    network: nn.Module | Callable[[int, int], nn.Module] | None = None,  # a user's own, see `load_network`
 ) -> Path:
     "Map a raster; goes on where it was cut off. Errors say what is wrong before anything long begins."
     path, output = find_weights(weights), Path(output)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_options(output, raster, kept, unknown, compression, overwrite or again, device)
-    trained = load_network(path)
+    trained = load_network(path, network)
     trained.network.to(device)
     threshold = float(np.interp(kept, range(101), _percentiles(path, trained, unknown)))
     options = [

@@ -16,7 +16,7 @@ from .precision import evaluating
 def logits_and_features(
     network: nn.Module,  # see `EnergyNetwork`
     x: Tensor,  # images, `[B, C, H, W]`
-) -> tuple[Tensor, Tensor]:  # [B, K] and [B, D], or of pixels [B, K, H, W] and [B, D, H, W]; with a graph if there is one
+) -> tuple[Tensor, Tensor]:  # [B, K] and [B, D], or of pixels [B, K, H, W] and [B, D, H, W]; with their graph
     "Logits, and what the last layer made them from."
     if not isinstance(network, EnergyNetwork):
         raise ValueError(f"network is a {type(network).__name__}: expected an EnergyNetwork, which says what its last "

@@ -72,7 +72,8 @@ def _logits(module: nn.Module, images: Tensor, classes: int) -> Tensor:
     shapes = [[2, classes], [2, classes, *images.shape[2:]]]
     if not isinstance(logits, Tensor) or list(logits.shape) not in shapes:
         given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"network {type(module).__name__} gives {given} for images {list(images.shape)}: expected logits "
+        raise ValueError(f"network {type(module).__name__} gives {given} for images {list(images.shape)}: expected "
+                         "logits "
                          f"{shapes[0]}, or {shapes[1]} for pixels, for there are {classes} classes; replace its last "
                          "layer, or wrap it in a module that returns them")
     if not logits.isfinite().all():
@@ -87,7 +88,8 @@ def _require_one_image_at_a_time(network: OwnNetwork, images: Tensor, logits: Te
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.training = False
         if isinstance(part, _BatchNorm) and part.running_mean is None:
-            raise ValueError(f"network {network.title} has a {type(part).__name__} without stored statistics, which ties "
+            raise ValueError(f"network {network.title} has a {type(part).__name__} without stored statistics, which "
+                             "ties "
                              "each image to its batch: expected track_running_stats=True, GroupNorm, or none")
     apart = network(images[:1]).detach()
     together = network(images).detach()[:1]
@@ -158,7 +160,8 @@ def remarks(network: OwnNetwork) -> list[str]:
                      "shift are trained")
     sharp = {type(part).__name__ for part in parts if isinstance(part, (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.Hardtanh))}
     if sharp:
-        found.append(f"{', '.join(sorted(sharp))}: the energy has kinks, at which the gradient that chains follow jumps; "
+        found.append(f"{', '.join(sorted(sharp))}: the energy has kinks, at which the gradient that chains follow "
+                     "jumps; "
                      "SiLU and average pooling are smoother")
     if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in parts):
         found.append("dropout is off where chains walk, and on where losses are computed")
@@ -188,7 +191,8 @@ def own_network(
     if not isinstance(module, nn.Module):
         raise TypeError(f"network is a {type(module).__name__}: expected the name of a network, or a torch.nn.Module")
     if not any(weight.requires_grad for weight in module.parameters()):
-        raise ValueError(f"network {type(module).__name__} has no weight with requires_grad=True: expected some to train")
+        raise ValueError(f"network {type(module).__name__} has no weight with requires_grad=True: expected some to "
+                         "train")
     module = deepcopy(module).float().cpu()
     noise = named_generator(0, "own network")
     images = 2 * torch.rand((2, bands, image_size, image_size), generator=noise) - 1
