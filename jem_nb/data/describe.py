@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe', 'usual_split', 'summary', 'write_description', 'make_parser', 'main']
 
-# %% ../../nbs/02_data/27_describe.ipynb #880b8a9f
+# %% ../../nbs/02_data/27_describe.ipynb #b1101ccf
 import argparse
 import sys
 from collections import Counter
@@ -20,18 +20,23 @@ from ..core.files import json_text, write_text
 from .guesses import MOST_MASKS, bands_of, guess_classes, guess_table, guess_tiles, mask_values
 from .image_files import ImageFileError, look_at, read_image_file
 from .scene_description import SceneDescription
-from .scene_facts import few_of, file_names, look_at_scenes
+from .scene_facts import few_of, look_at_scenes
 from .scene_files import find_scenes, images_below
 from .tile_description import TileDescription, find_pairs
 
-# %% ../../nbs/02_data/27_describe.ipynb #992e3f0a
-def describe(folder: str | Path) -> SceneDescription | TileDescription:  # with the whole path of its source
+# %% ../../nbs/02_data/27_describe.ipynb #08f5eb7a
+def describe(
+    folder: str | Path,
+    unlabelled: str | None = None,  # where images without labels are, as in a description; None: to be guessed
+) -> SceneDescription | TileDescription:  # with the whole path of its source
     "A description of the labelled images in a folder, as far as it can be guessed; ValueError where nothing can."
     root = Path(folder).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"{folder} is {'a file' if root.exists() else 'missing'}: expected a folder of images; "
                                 "unpack archives")
-    found = guess_tiles(root) or guess_table(root) or guess_classes(root)
+    found = guess_tiles(root) or guess_table(root) or guess_classes(root, unlabelled)
+    if found is not None and unlabelled is not None:
+        found = replace(found, unlabelled=unlabelled)
     if found is None:
         there = Counter(Path(name).suffix.lower() for name in images_below(root))
         kinds = ", ".join(f"{count:,} {ending}" for ending, count in there.items()) or "no PNG, JPEG or TIFF"
@@ -45,7 +50,7 @@ def _completed(found: SceneDescription) -> SceneDescription:
     "With classes, bands, range and sizes, as the files have them."
     files = find_scenes(found)
     facts = look_at_scenes(files, found)
-    first = files.root / file_names(files)[int(np.flatnonzero(facts.usable)[0])]
+    first = files.root / files.every[int(np.flatnonzero(facts.usable)[0])]
     metres, sizes = facts.metres[facts.usable], facts.sizes[facts.usable]
     alike = np.isfinite(metres).all() and np.ptp(metres) < 0.1 * metres.min()
     return replace(found, classes=files.classes, bands=bands_of(first),
@@ -60,7 +65,7 @@ def usual_split(description: SceneDescription | TileDescription) -> str:
     _, image, _ = find_pairs(description, description.source)[0]
     return "random" if look_at(image).crs is None else "blocks"
 
-# %% ../../nbs/02_data/27_describe.ipynb #1bea3937
+# %% ../../nbs/02_data/27_describe.ipynb #814b202f
 _SAMPLE = 50  # images whose values are looked at
 
 
@@ -118,7 +123,7 @@ def _scene_lines(description: SceneDescription) -> Iterator[str]:
     if facts.problems:
         few = few_of(list(facts.problems.values()))
         yield f"cannot be used, {len(facts.problems):,} of {len(facts.sizes):,} files: {few}"
-    usable = [files.root / file_names(files)[number] for number in np.flatnonzero(facts.usable)]
+    usable = [files.root / files.every[number] for number in np.flatnonzero(facts.usable)]
     yield from _value_lines(usable, facts.bands, facts.numbers, description.range is None)
 
 

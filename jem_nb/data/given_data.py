@@ -7,7 +7,6 @@ __all__ = ['image_of', 'value_range', 'given_datasets']
 
 # %% ../../nbs/02_data/25_given_data.ipynb #0da57051
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -160,7 +159,7 @@ def value_range(images: Sequence[np.ndarray]) -> list[list[float]] | None:  # lo
     for band, some in enumerate(values):
         if not some.size:
             raise ValueError(f"band {band} of the training images has no finite value: expected some")
-    if images[0].dtype.kind == "f" and all(0 <= some.min() and some.max() <= 1 for some in values):
+    if images[0].dtype.kind == "f" and all(some.min() >= 0 and some.max() <= 1 for some in values):
         return [[0.0, 1.0]] * len(values)
     ranges = [np.percentile(some, (2, 98)).tolist() for some in values]
     for band, (low, high) in enumerate(ranges):

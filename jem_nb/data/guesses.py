@@ -25,7 +25,7 @@ from .scene_description import SceneDescription
 from .scene_files import PARTS, images_below, read_table
 from .tile_description import GEOTIFF, MOST_CLASSES, PNG, TileDescription, keys_of
 
-# %% ../../nbs/02_data/26_guesses.ipynb #aa848400
+# %% ../../nbs/02_data/26_guesses.ipynb #d934b4b7
 _DEEPEST, _MOST_FOLDERS, _MOST_TABLES = 3, 5000, 20
 
 
@@ -55,25 +55,30 @@ def _no_labels(path: Path) -> bool:
     return path.name.lower().startswith(("unlabel", "no_label", "nolabel"))
 
 
-def _holds_classes(folder: Path) -> bool:
-    of_class = [path for path in _inside(folder) if path.is_dir() and not _no_labels(path) and _has_images(path)]
-    return len(of_class) >= 2
+def _holds_classes(folder: Path, apart: Path | None = None) -> bool:  # `apart`: a folder that is no class
+    of_class = [path for path in _inside(folder) if path.is_dir() and path != apart and not _no_labels(path)]
+    return sum(map(_has_images, of_class)) >= 2
 
 
-def guess_classes(root: Path) -> SceneDescription | None:
+def guess_classes(
+    root: Path,
+    unlabelled: str | None = None,  # where images without labels are, as in a description; None: to be guessed
+) -> SceneDescription | None:
     "A description of class folders."
+    apart = root / re.split(r"/?[^/]*[*?\[]", unlabelled)[0] if unlabelled else None
     name = lambda path: path.relative_to(root).as_posix()
     for folder in _folders(root):
-        parts = {PARTS.get(path.name.lower()): path for path in reversed(_inside(folder)) if _holds_classes(path)}
+        of_classes = [path for path in reversed(_inside(folder)) if _holds_classes(path, apart)]
+        parts = {PARTS.get(path.name.lower()): path for path in of_classes}
         images, validation = parts.get("train", folder), parts.get("validation")
-        if not _holds_classes(images):
+        if not _holds_classes(images, apart):
             continue
         loose = [path for path in _inside(folder) if path.suffix.lower() in GEOTIFF]
         without = [path for path in _inside(folder) if path.is_dir() and _no_labels(path)] + loose
         return SceneDescription(
             "folders", str(root), name(images),
             validation=name(validation) if "train" in parts and validation is not None else None,
-            unlabelled=name(without[0]) if len(without) == 1 else None)
+            unlabelled=unlabelled or (name(without[0]) if len(without) == 1 else None))
     return None
 
 # %% ../../nbs/02_data/26_guesses.ipynb #685d7dd6

@@ -175,7 +175,7 @@ def open_tiff(
             _check_tiff(file, path, largest)
             yield file
 
-# %% ../../nbs/02_data/09_image_files.ipynb #e94b80fc
+# %% ../../nbs/02_data/09_image_files.ipynb #668cb4b1
 def _table(file: DatasetReader) -> np.ndarray | None:  # uint8 `[256 or 65536, 4]`: red, green, blue, alpha
     if file.colorinterp[0] != ColorInterp.palette:
         return None
@@ -207,13 +207,15 @@ def facts_of(file: DatasetReader) -> ImageFacts:
     if table is not None:
         numbers, count = tuple(range(1, len(names) + 1)), len(names)
     place = (None, None, None)
-    if file.crs is not None and not file.gcps[0] and not file.transform.is_identity:
+    upright = not (file.transform.b or file.transform.d or file.transform.is_identity)
+    if file.crs is not None and not file.gcps[0] and upright:
         crs = file.crs.to_string()
         try:
             metres = round(metres_per_pixel(crs, file.transform, file.width, file.height), 4)
         except ValueError:
             metres = None
-        place = (crs, tuple(file.bounds), metres)
+        left, bottom, right, top = file.bounds
+        place = (crs, (min(left, right), min(bottom, top), max(left, right), max(bottom, top)), metres)
     kind, scaling = ("uint8", None) if table is not None else (file.dtypes[0], scaling_of(file, numbers))
     return ImageFacts(file.height, file.width, kind, names, numbers, count, *place, scaling)
 

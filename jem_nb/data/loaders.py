@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import json_text
 from ..core.process import require_memory
 from .cifar10 import CIFAR10_CLASSES, load_cifar10
 from .eurosat import EUROSAT_CLASSES, EUROSAT_METRES, load_eurosat
@@ -114,16 +115,16 @@ def tile_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
 # %% ../../nbs/02_data/21_loaders.ipynb #5ce2e102
 def _by_place(
     request: Request, files: SceneFiles, facts: SceneFacts
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:  # positions to train, to validate, and without labels
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:  # in `files.every`: to train, to validate, unlabelled
     "Scenes divided by the ground that they show, and what a record should know of it."
-    count, usable = len(files.names), facts.usable
-    labelled, more = np.flatnonzero(usable[:count]), np.flatnonzero(usable[count:]) + count
+    with_label = np.isin(np.arange(len(facts.sizes)), files.positions)
+    labelled, more = np.flatnonzero(facts.usable & with_label), np.flatnonzero(facts.usable & ~with_label)
     systems = np.array(facts.systems)
     if (without := labelled[systems[labelled] == ""]).size:
-        raise ValueError(f"{files.names[without[0]]} and {len(without) - 1:,} other images have no place on Earth: "
+        raise ValueError(f"{files.every[without[0]]} and {len(without) - 1:,} other images have no place on Earth: "
                          f"split 'place' of {request.name} needs one for each; choose split 'random'")
     split = place_split(facts.bounds[labelled], systems[labelled].tolist(), request.block_size, request.buffer,
-                        request.block_seed, tuple(files.names[number] for number in labelled))
+                        request.block_seed, tuple(files.every[number] for number in labelled))
     placed = systems[more] != ""
     near = more[placed][~keep_away(facts.bounds[more[placed]], systems[more[placed]].tolist(), split)]
     known = {"block_size": request.block_size, "buffer": request.buffer, "block_seed": request.block_seed,
@@ -144,15 +145,15 @@ def _scene_parts(
         parts = tuple(np.flatnonzero(files.parts == role) for role in (TRAIN, VALIDATION))
     else:
         parts = stratified_split(files.labels, request.seed)
-    train, validation = (part[facts.usable[part]] for part in parts)
-    more = np.arange(len(files.names), len(facts.sizes))
+    train, validation = (place[facts.usable[place]] for place in (files.positions[part] for part in parts))
+    more = np.setdiff1d(np.flatnonzero(facts.usable), files.positions)
     known = {"split_images": {TRAIN: len(train), VALIDATION: len(validation), "test": files.left_out}}
-    return train, validation, more[facts.usable[more]], known
+    return train, validation, more, known
 
 # %% ../../nbs/02_data/21_loaders.ipynb #5ce2e103
 def _check_parts(request: Request, files: SceneFiles, train: np.ndarray, validation: np.ndarray, more: int) -> None:
     "ValueError for what would be found out only after all images were decoded."
-    numbers = np.bincount(files.labels[train], minlength=len(files.classes))
+    numbers = np.bincount(files.labels[np.isin(files.positions, train)], minlength=len(files.classes))
     for name, count in zip(files.classes, numbers):
         if not count and name not in request.without:
             raise ValueError(f"class {name!r} has no image to train in split {request.split} of {request.name}: "
@@ -172,11 +173,14 @@ def scene_folder_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
     train, validation, more, known = _scene_parts(request, files, facts)
     _check_parts(request, files, train, validation, len(more))
     scenes = read_scenes(files, facts, description, scene_ranges(files, facts, description, train), request.image_size)
-    labels = np.full(len(scenes.images), UNLABELLED)
-    with_label = (scenes.positions >= 0) & (scenes.positions < len(files.names))
-    labels[with_label] = files.labels[scenes.positions[with_label]]
+    of_files = np.full(len(files.every) + 1, UNLABELLED)  # the last is that of pieces of a large raster
+    of_files[files.positions] = files.labels
+    labels = of_files[scenes.positions]
     counts = np.bincount(files.labels, minlength=len(files.classes)).tolist()
+    labelled = [files.every, files.classes, of_files.tolist()]
+    content = json_text([facts.sha256, scenes.provenance["pixels_sha256"], *labelled])
     origin = {"name": Path(request.name).name} | scenes.provenance | known
+    origin["sha256"] = hashlib.sha256(content.encode()).hexdigest()  # of files, of how they are read, and of labels
     origin |= {"classes_from": description.classes_from, "class_images": dict(zip(files.classes, counts))}
     whole = ImageDataset(request.name, scenes.images, labels, files.classes, facts.bands, origin)
     pieces = np.flatnonzero(scenes.positions == -1)  # of a large raster

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LARGEST_TABLE', 'PARTS', 'SceneFiles', 'images_below', 'read_table', 'find_scenes']
 
-# %% ../../nbs/02_data/10_scene_files.ipynb #e37eb687
+# %% ../../nbs/02_data/10_scene_files.ipynb #e48c9958
 import csv
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..core.messages import did_you_mean
 from .image_files import IMAGE_ENDINGS
 from .scene_description import SceneDescription
 
-# %% ../../nbs/02_data/10_scene_files.ipynb #0ee4d917
+# %% ../../nbs/02_data/10_scene_files.ipynb #73ba087a
 @dataclass(frozen=True, eq=False)
 class SceneFiles:
     "Image files with one label each, and others without."
@@ -32,6 +33,17 @@ class SceneFiles:
     unlabelled: tuple[str, ...] = ()  # names of images without a label, sorted
     raster: str | None = None  # name of a large GeoTIFF without labels, to be cut
     left_out: int = 0  # images of the test, by the table
+
+    @cached_property
+    def every(self) -> tuple[str, ...]:
+        "The names of all images that are files of their own, sorted: the same order whatever is known of their labels."
+        return tuple(sorted(self.names + self.unlabelled))
+
+    @cached_property
+    def positions(self) -> np.ndarray:  # int64 `[N]`
+        "Where among all images those with a label stand."
+        places = {name: place for place, name in enumerate(self.every)}
+        return np.array([places[name] for name in self.names], np.int64)
 
 # %% ../../nbs/02_data/10_scene_files.ipynb #87e093dd
 _UNREAD = {".bmp", ".gif", ".webp", ".jp2", ".jpe", ".jfif", ".heic", ".avif", ".img", ".npy", ".npz", ".mat", ".h5",
@@ -58,11 +70,11 @@ def images_below(folder: Path) -> list[str]:  # relative to the folder, sorted
                                                            for part in path.relative_to(folder).parts))
     return sorted(path.relative_to(folder).as_posix() for path in _images_in(there, folder))
 
-# %% ../../nbs/02_data/10_scene_files.ipynb #17f06a09
+# %% ../../nbs/02_data/10_scene_files.ipynb #99be1b15
 def _check_spelling(names: Iterable[str], what: str) -> None:
     "ValueError where two names are one but for case, blanks, or how their accents are written."
     known: dict[str, str] = {}
-    for name in names:
+    for name in sorted(names):
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         if (other := known.setdefault(plain, name)) != name:
             raise ValueError(f"{what} {other!r} and {name!r} differ by case or blanks only: expected one name for each "

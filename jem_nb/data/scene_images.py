@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cut_side', 'middle', 'to_size', 'Scenes', 'read_scenes']
 
-# %% ../../nbs/02_data/20_scene_images.ipynb #9949d8c0
+# %% ../../nbs/02_data/20_scene_images.ipynb #a67bd2e5
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from .image_files import ImageFileError, facts_of, open_tiff, read_image_file
 from .pixel_values import PixelMeaning, to_byte_range
 from .resize import area_resize
 from .scene_description import SceneDescription
-from .scene_facts import SceneFacts, check_skipped, few_of, file_names, reason_of
+from .scene_facts import SceneFacts, check_skipped, few_of, reason_of
 from .scene_files import SceneFiles
 
 # %% ../../nbs/02_data/20_scene_images.ipynb #e08a676e
@@ -53,10 +53,10 @@ def to_size(square: np.ndarray, size: int) -> np.ndarray:  # uint8 `[C, side, si
     resized = [Image.fromarray(band).resize((size, size), Image.Resampling.BILINEAR) for band in square]
     return np.stack([np.asarray(band) for band in resized])
 
-# %% ../../nbs/02_data/20_scene_images.ipynb #a46e9aaa
+# %% ../../nbs/02_data/20_scene_images.ipynb #57fcb94b
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    "Images of one size, those with a label first."
+    "Images of one size, in the order of `SceneFiles.every`, and then the pieces of a large raster."
 
     images: np.ndarray  # uint8 `[N, C, size, size]`, mapped from a file
     positions: np.ndarray  # int64 `[N]`: of their files, see `SceneFacts`; -1 for a piece of a large raster
@@ -85,7 +85,7 @@ class _Sums:
         self.positions.append(position)
         return to_size(pixels, self.image_size)
 
-# %% ../../nbs/02_data/20_scene_images.ipynb #c381b531
+# %% ../../nbs/02_data/20_scene_images.ipynb #7db4488d
 def _pieces(
     files: SceneFiles, facts: SceneFacts, nodata: float | None, side: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # `[C, side, side]`, bool `[side, side]`
@@ -115,7 +115,7 @@ def _read_all(
     files: SceneFiles, facts: SceneFacts, description: SceneDescription, sums: _Sums, found: dict
 ) -> Iterator[np.ndarray]:  # uint8 `[C, size, size]`
     "All images, one at a time; what was counted goes to `found`, as JSON types, at the end."
-    names, problems, usable = file_names(files), dict(facts.problems), np.flatnonzero(facts.usable)
+    names, problems, usable = files.every, dict(facts.problems), np.flatnonzero(facts.usable)
     shorter = facts.sizes[usable].min(axis=1)
     side = None
     if description.sizes == "cut":
@@ -141,7 +141,7 @@ def _read_all(
               "without_data": sums.without_data, "side": side,
               "extremes": np.transpose([sums.low, sums.high]).astype(float).tolist()}
 
-# %% ../../nbs/02_data/20_scene_images.ipynb #383ee916
+# %% ../../nbs/02_data/20_scene_images.ipynb #78540a4e
 def _metres(facts: SceneFacts, positions: np.ndarray, side: int | None, image_size: int) -> float | None:
     "How much ground a pixel of the images shows, if it is about the same in all."
     files = positions[positions >= 0]
@@ -166,7 +166,8 @@ def read_scenes(
 ) -> Scenes:
     "All images as bytes of one size, decoded once and mapped into memory afterwards."
     made_of = {"numbers": facts.numbers, "nodata": description.nodata, "ranges": ranges, "sizes": description.sizes,
-               "missing": description.largest_nodata_percent, "size": image_size}
+               "missing": description.largest_nodata_percent, "size": image_size,
+               "raster": files.raster}
 
     def make() -> tuple[Iterator[np.ndarray], dict]:
         found: dict = {}
@@ -176,15 +177,20 @@ def read_scenes(
     images, details = cached_array(f"scene-images-1-{facts.sha256[:16]}-{run_id(made_of)}", make)
     problems, positions = details["problems"], np.array(details["positions"], np.int64)
     if problems:
-        print(f"{files.root.name}: {len(problems):,} of {len(file_names(files)):,} images cannot be used and are "
+        print(f"{files.root.name}: {len(problems):,} of {len(files.every):,} images cannot be used and are "
               f"passed over: {few_of(problems)}", file=sys.stderr)
+    small = facts.sizes[facts.usable].min(axis=1)
+    if enlarged := int((small < image_size).sum()) if details["side"] is None else 0:
+        print(f"{files.root.name}: {enlarged:,} images have fewer pixels along a side than image_size {image_size}, "
+              f"the smallest {small.min()}: they are enlarged, and show no more than before", file=sys.stderr)
     meaning = PixelMeaning(facts.type, ranges, description.nodata,
                            _metres(facts, positions, details["side"], image_size), facts.scaling, details["extremes"])
     provenance = {
         "source": files.root.name, "sha256": facts.sha256, "official": False,
         "note": "user's images: head, size and type of each were checked", "licence": description.licence,
-        "cite": description.cite, "files": len(file_names(files)), "skipped": problems,
+        "cite": description.cite, "files": len(files.every), "skipped": problems,
         "without_data": details["without_data"], "sizes": description.sizes, "file_sizes": _sizes(facts),
+        "enlarged": enlarged,
         "pixels_sha256": details["array"]["sha256"], "pixels": asdict(meaning),
     }
     return Scenes(images, positions, provenance)

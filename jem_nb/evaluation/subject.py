@@ -97,7 +97,7 @@ def kinds_of_images(
         _, whole = load_dataset(train.name, size, origin["split"], None, None, origin["seed"])
         wanted = [whole.classes.index(name) for name in left_out]
         return validation.images[:IMAGES], {", ".join(left_out): whole.images[np.isin(whole.labels, wanted)][:IMAGES]}
-    if origin["split"] in ("spatial", "place"):  # as many of each class on both sides, so that nothing but the ground differs
+    if origin["split"] in ("spatial", "place"):  # as many of each class on both sides: only the ground differs
         here, there = _as_many_of_each(unused(train), validation)
         return here, {"other ground": there}
     others = {name: load_dataset(name, size, None, IMAGES, IMAGES)[1] for name in find_source(train.name).others}

@@ -112,7 +112,7 @@ def _findings_of_classes(record: Mapping) -> list[str]:
         weighed = record["config"].get("class_weights", "none") != "none"
         said.append(f"Rare among the {sum(scores['train_count']):,} labelled training {what}: {listed}"
                     + (f" and {len(rare) - 8} more." if len(rare) > 8 else ".")
-                    + ("" if weighed else " With class_weights 'balanced' their errors count more."))
+                    + ("" if weighed else " With --class-weights balanced their errors count more."))
     few = [classes[number] for number, count in enumerate(scores["count"]) if 0 < count < FEW]
     if few and what == "images":
         said.append(f"Fewer than {FEW} validation images, so their recall is uncertain: {', '.join(few[:8])}"
@@ -137,7 +137,9 @@ def next_steps(record: Mapping, folder: str | Path) -> list[tuple[str, str]]:  #
     run, config = shlex.quote(plain(place_of(folder))), record["config"]
     own = is_own(str(config["network"]))
     if record["status"] == "completed" and own:
-        return [("Load it in Python, with the module that was handed over:",
+        return [("Map a GeoTIFF, with what built the network:",
+                 f"jem-map {run} image.tif {run}/map.tif --network FILE.py:FUNCTION"),
+                ("Load it in Python, with the module that was handed over:",
                  f"load_network({json.dumps(plain(place_of(folder)) + '/weights.safetensors')}, network=module)")]
     if record["status"] == "completed":
         return [("Map a GeoTIFF:", f"jem-map {run} image.tif {run}/map.tif"),
@@ -146,7 +148,7 @@ def next_steps(record: Mapping, folder: str | Path) -> list[tuple[str, str]]:  #
     fields = {"learning_rate": float(f"{config['learning_rate'] / 3:.1g}")} if config.get("preset") == "stable" else {}
     why = "with a third of the learning rate" if fields else "with the preset that diverged least in our experiments"
     if str(config["dataset"]).endswith(".json") and not own:
-        given = "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in fields.items())
+        given = "".join(f" --set {name}={value:g}" for name, value in fields.items())
         return [(f"Train again {why}:", f"jem-train {shlex.quote(plain(config['dataset']))} --preset stable{given}")]
     given = "".join(f", {name}={value:g}" for name, value in fields.items())
     name, handed = plain(config["dataset"]), ", network=module" * own

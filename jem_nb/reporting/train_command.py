@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rasterio.errors import RasterioError
-from torch import nn
 
 from ..data.datasets import DATASETS
 from ..data.describe import describe, summary, usual_split, write_description
@@ -82,9 +81,7 @@ def _described(given: argparse.Namespace) -> str:
                              f"{given.data}")
         _say(given, f"{path} says how {given.data} is read; delete it to have it guessed anew")
         return str(path)
-    description = describe(given.data)
-    if given.unlabelled:
-        description = replace(description, unlabelled=given.unlabelled)
+    description = describe(given.data, given.unlabelled)
     _say(given, summary(description))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_description(description, path)
@@ -130,7 +127,8 @@ def _configured(given: argparse.Namespace, dataset: str) -> RunConfig:
 # %% ../../nbs/08_reporting/23_train_command.ipynb #563c5360
 def _require_same_images(record: dict, data: tuple[ImageDataset, ImageDataset], folder: Path) -> None:
     "ValueError where a finished run of this configuration was trained on other images."
-    then, now = (origin.get("sha256") for origin in (record["data"], data[0].provenance))
+    then, now = ([origin.get(name) for name in ("sha256", "pixels_sha256")]
+                 for origin in (record["data"], data[0].provenance))
     if then != now:
         raise ValueError(f"{folder} is a finished run of this configuration, and the images have changed since: choose "
                          "another --name, or remove it")
@@ -172,7 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     if record["status"] == "completed":
         print(*findings(record), sep="\n")
     print(f"run: {folder}\npage: {page}")
-    own = f" --network {given.network}" if given.network and is_network_file(given.network) else ""
     for what, command in next_steps(record, folder):
-        print(f"{what}\n  {command}{own if command.startswith('jem-map') else ''}")
+        print(f"{what}\n  {command.replace('FILE.py:FUNCTION', given.network or '')}")
     return 0 if record["status"] == "completed" else 1
