@@ -27,8 +27,10 @@ def nearest_in_bank(
     bank: Tensor,  # `[M, D]`
 ) -> Tensor:  # [N]
     "The distance of each to the nearest of the bank."
-    rows, bank = max(1, 2**23 // len(bank)), bank.to(features)
-    return torch.cat([torch.cdist(part, bank).amin(1) for part in features.split(rows)])
+    bank = bank.to(features)
+    squares, products, rows = bank.square().sum(1), (-2 * bank.T).contiguous(), max(1, 2**19 // len(bank))
+    nearest = [torch.addmm(squares, part, products).amin(1) for part in features.split(rows)]  # so few fit into a cache
+    return (torch.cat(nearest) + features.square().sum(1)).clamp_min(0).sqrt()
 
 # %% ../../nbs/05_evaluation/14_training_features.ipynb #8a30be79
 TRAINING_FEATURES = "training_features"  # the bank's name among the tensors of weights.safetensors
