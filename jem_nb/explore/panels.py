@@ -220,7 +220,7 @@ class RunPanel(Panel):
         elif chosen == "energies":
             line = record["landscape"]["line"]
             panel.plot(line["position"], np.array(line["energy"], float), color=CHOSEN)
-            panel.set(title="energy (nats)", xlabel="from a real (0) to a generated image (1)")
+            panel.set(title="energy (nats)", xlabel="real (0) to generated (1)")
         else:
             panel.set_axis_off()
             panel.imshow(open_picture(self.folder / chosen), interpolation="nearest")

@@ -116,7 +116,14 @@ def _maps(record: Mapping, folder: Path) -> str:
 
 # %% ../../nbs/08_reporting/21_run_report.ipynb #c9bf8cd9
 def _value(value: object) -> str:  # HTML
-    return text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 400)
+    "A value as one reads it: of lists and dictionaries the items, what lies deeper as JSON."
+    if isinstance(value, dict):
+        return text(", ".join(f"{name} {_plainly(item)}" for name, item in value.items()), 400)
+    return text("; ".join(map(_plainly, value)) if isinstance(value, list) else _plainly(value), 400)
+
+
+def _plainly(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _data(record: Mapping, folder: Path) -> str:

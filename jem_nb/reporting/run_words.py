@@ -112,7 +112,7 @@ def _findings_of_classes(record: Mapping) -> list[str]:
         weighed = record["config"].get("class_weights", "none") != "none"
         said.append(f"Rare among the {sum(scores['train_count']):,} labelled training {what}: {listed}"
                     + (f" and {len(rare) - 8} more." if len(rare) > 8 else ".")
-                    + ("" if weighed else " With class_weights 'balanced' their errors count more."))
+                    + ("" if weighed else " With --class-weights balanced their errors count more."))
     few = [classes[number] for number, count in enumerate(scores["count"]) if 0 < count < FEW]
     if few and what == "images":
         said.append(f"Fewer than {FEW} validation images, so their recall is uncertain: {', '.join(few[:8])}"
