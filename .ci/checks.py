@@ -109,7 +109,7 @@ def notebooks() -> list[str]:
 
 def pages() -> list[str]:
     "README and the table of results are short, and README's map is a picture of the tour."
-    limits = {"README.md": 900, "reports/README.md": 1500}
+    limits = {"README.md": 900, "reports/README.md": 1600}
     words = {name: len((ROOT / name).read_text().split()) for name in limits}
     problems = [f"{name}: {words[name]} words, expected fewer than {limit}"
                 for name, limit in limits.items() if words[name] >= limit]
