@@ -52,7 +52,8 @@ def build(bands, classes):
 def installed(work: Path) -> Path:
     "An environment that has the wheel, and what it asks for, and nothing else; the folder of its commands."
     wheels = work / "wheels"
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT)], check=True)
+    copy = shutil.copytree(ROOT, work / "source", ignore=shutil.ignore_patterns(".git", ".venv", "nbs", "reports"))
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(copy)], check=True)
     (wheel,) = wheels.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(work / "venv")], check=True)
     commands = work / "venv" / "bin"

@@ -52,12 +52,14 @@ def _with_data(config: RunConfig, data: tuple[ImageDataset, ImageDataset]) -> Ru
 def hand_over(
     config: RunConfig,
     data: tuple[Any, Any] | None = None,  # for training and for validation, see `given_datasets`
-    network: nn.Module | None = None,  # gives logits `[B, K]` or `[B, K, H, W]`; None: that of the configuration
+    network: nn.Module | str | None = None,  # gives logits `[B, K]` or `[B, K, H, W]`; a name, or None, as configured
     unlabelled: Any = None,  # images without labels, beside `data`
     classes: Sequence[str] | None = None,  # names of classes
     bands: Sequence[str] | None = None,  # names of channels
 ) -> tuple[RunConfig, HandedOver]:
     "The configuration of a run on what is handed over, and that; ValueError says what does not fit."
+    if isinstance(network, str):
+        config, network = replace(config, network=network), None
     if config.ranks > 1 and (data is not None or network is not None):
         raise ValueError(f"ranks is {config.ranks} with data or a network handed over, which other processes do not "
                          "have: expected ranks=1")
