@@ -80,12 +80,26 @@ def _errors(first: int, logits: Tensor, labels: Tensor) -> list[tuple[float, dic
             said = {"truth": int(labels[place]), "seen": int(predicted[place]), "confidence": five_digits(100 * sure)}
             found.append((sure, {"image": first + place} | said, predicted[place]))
         return found
-    known = labels != IGNORED
+    known, classes = labels != IGNORED, logits.shape[1]
     for place, (error, some) in enumerate(zip(wrong & known, known)):
         if error.any():
-            said = {"image": first + place, "wrong_percent": five_digits(100 * float(error.sum() / some.sum()))}
-            found.append((float(confidence[place][error].sum()), said, predicted[place]))
+            pairs, sure = labels[place][error].long() * classes + predicted[place][error], confidence[place][error]
+            truth, seen = divmod(int(torch.bincount(pairs, sure).argmax()), classes)  # what is most often confused
+            wrong_percent = five_digits(100 * float(error.sum() / some.sum()))
+            said = {"image": first + place, "truth": truth, "seen": seen, "wrong_percent": wrong_percent}
+            found.append((float(sure.sum()), said, predicted[place]))
     return found
+
+
+def _worst(errors: Sequence[tuple[float, dict, Tensor]], segmentation: bool) -> list[tuple[float, dict, Tensor]]:
+    "The worst errors, the worst first; at most one tile for each pair of a true and a predicted class."
+    ordered = sorted(errors, key=lambda error: -error[0])
+    if not segmentation:
+        return ordered[:WORST_IMAGES]
+    first = {}
+    for error in ordered:
+        first.setdefault((error[1]["truth"], error[1]["seen"]), error)
+    return list(first.values())[:WORST_TILES]
 
 # %% ../../nbs/05_evaluation/13_class_scores.ipynb #a0c600a8
 def class_scores(
@@ -94,14 +108,14 @@ def class_scores(
 ) -> tuple[dict, bytes | None]:  # JSON types, and a picture (PNG) of the worst errors; None where there are none
     "What a trained network makes of each class, and its worst errors."
     classes, segmentation = len(validation.classes), validation.segmentation
-    ignored, kept = (IGNORED, WORST_TILES) if segmentation else (classes, WORST_IMAGES)
+    ignored = IGNORED if segmentation else classes
     matrix, sums, worst = np.zeros((classes, classes), np.int64), np.zeros((15, 3)), []
     for place, logits in logits_of_batches(network, validation.images, seed, data_noise, precision, 250):
         labels = torch.from_numpy(np.ascontiguousarray(validation.labels[place]))
         matrix += confusion_matrix(logits.argmax(1), labels, classes, ignored)
         # a network that has died has no calibration
         sums += reliability(logits, labels, ignored=ignored) if logits.isfinite().all() else np.nan
-        worst = sorted(worst + _errors(place.start, logits, labels), key=lambda error: -error[0])[:kept]
+        worst = _worst(worst + _errors(place.start, logits, labels), segmentation)
     scores = {
         "classes": list(validation.classes), "bands": list(validation.bands),
         "train_count": label_counts(train), "count": matrix.sum(1).tolist(),

@@ -151,7 +151,9 @@ def find_weights(path: str | Path) -> Path:
     known = not path.is_file() and run_file(path, "result.json") is not None
     if path.is_dir() or known:  # a packed run has no folder
         if not (path / "weights.safetensors").is_file():
+            runs = [*path.glob("*/config.json"), *path.glob("*/*/config.json")]
             why = ("it diverged or was not trained here: weights are not committed; train it again" if known
+                   else f"it is a folder of runs: name one of those that `jem-runs {path}` lists" if runs
                    else "expected the folder of a finished run, or a .safetensors file")
             raise FileNotFoundError(f"{path} has no weights.safetensors: {why}")
         return path / "weights.safetensors"

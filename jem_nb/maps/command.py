@@ -128,8 +128,9 @@ def _make(given: argparse.Namespace) -> None:
     with locked(item, "" if given.quiet else f"{output} is being made by another process; waiting for it"):
         try:
             if item.exists() and not given.overwrite:
-                raise FileExistsError(f"{item} is there already, where the item of the map goes: choose another name, "
-                                      "or pass --overwrite")
+                there = (f"{output} is there already, with its item {item.name}" if output.exists() else
+                         f"{output} cannot be made, for its item would replace {item}")
+                raise FileExistsError(f"{there}: choose another name, or pass --overwrite")
             write_map(weights, given.raster, output, given.window, given.kept, given.unknown,
                       not given.no_probabilities, given.bands, given.any_resolution, given.compression,
                       given.overwrite, not given.quiet, given.device, again=True, network=own)

@@ -30,12 +30,13 @@ h1 { font-size: 1.5em; line-height: 1.25; } h2 { font-size: 1.15em; margin: 2em 
 code { background: #f3f3f3; padding: .1em .3em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .93em; } td, th { padding: .2em .7em; text-align: left; }
 tr { border-bottom: 1px solid #eee; } td { overflow-wrap: anywhere; } td:first-child { min-width: 8em; }
-.track { white-space: nowrap; }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; } th { vertical-align: bottom; } td.n, td.track { white-space: nowrap; }
+.percent { display: inline-block; width: 3.2em; text-align: right; }
 .bar { display: inline-block; height: .7em; background: #0072B2; margin-left: .5em; }
 .low .bar { background: #D55E00; }
-.errors { display: flex; flex-wrap: wrap; gap: 1em; } figure { margin: 0; } figcaption { font-size: .85em; }
-.errors figure { width: 128px; } .pixels { image-rendering: pixelated; } .errors .pixels { width: 128px; }
+figure { margin: 0; } figcaption { font-size: .85em; overflow-wrap: anywhere; }
+.errors { display: flex; flex-wrap: wrap; gap: 1em; } .errors figure { width: 144px; }
+.pixels { image-rendering: pixelated; } .errors .pixels { display: block; margin-bottom: 6px; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 1em; border: 1px solid #888; }
 @media print { body { margin: 0; } h2 { break-after: avoid; } figure, img, tr { break-inside: avoid; } }
 """

@@ -32,25 +32,26 @@ def _classes(record: Mapping, folder: Path) -> str:
         return '<p class="grey">Its record is of an earlier release, and has no scores of single classes.</p>'
     segmentation = bool(record["evaluations"][-1].get("validation_iou"))
     what = "pixels" if segmentation else "images"
-    measures = {"recall: found of the class": scores["recall"],
-                "precision: right of the answers": scores["precision"]}
+    measures = {"recall": scores["recall"], "precision": scores["precision"]}
     if segmentation and sum(scores["count"]):
         iou = intersection_over_union(np.array(scores["confusion"]))
         measures["IoU"] = [None if np.isnan(value) else value for value in iou]
 
     def percent(value: float | None) -> str:
         if value is None:
-            return "none"
+            return '<span class="percent">none</span>'
         low = ' class="low"' if value < 50 else ""
-        return f'<span{low}>{value:.0f} %<span class="bar" style="width: {value:.0f}px"></span></span>'
+        bar = f'<span class="bar" style="width: {0.7 * value:.0f}px"></span>'
+        return f'<span{low}><span class="percent">{value:.0f} %</span>{bar}</span>'
 
     order = sorted(range(len(classes)), key=lambda k: 101 if scores["recall"][k] is None else scores["recall"][k])
     rows = [[text(classes[k]), f"{scores['train_count'][k]:,}", f"{scores['count'][k]:,}",
              *(percent(values[k]) for values in measures.values())] for k in order]
-    head = ["class", f"{what} to train", f"{what} to validate", *measures]
+    head = ["class", f"training {what}", f"validation {what}", *measures]
     confusion = drawn(plot_confusion(scores["confusion"], classes), "confusion matrix")
     stopped = '<p class="grey">Of the network as it was when it was stopped.</p>' * (record["status"] != "completed")
-    return stopped + table(head, rows, ["", "n", "n", *["track"] * len(measures)]) + f"<p>{confusion}</p>"
+    meant = '<p class="grey">Recall: found of the class. Precision: right of the answers.</p>'
+    return stopped + meant + table(head, rows, ["", "n", "n", *["track"] * len(measures)]) + f"<p>{confusion}</p>"
 
 # %% ../../nbs/08_reporting/21_run_report.ipynb #9f0df372
 def _errors(record: Mapping, folder: Path) -> str:
@@ -60,21 +61,31 @@ def _errors(record: Mapping, folder: Path) -> str:
         return "<p>No validation image is wrong.</p>" if scores else ""
     if run_file(folder, "errors.png") is None:
         return '<p class="grey">Their picture was not kept: <code>run(..., report=True)</code> does.</p>'
-    sheet = open_picture(folder / "errors.png")
-    if "wrong_percent" in scores["worst"][0]:
-        wrong = ", ".join(f"{said['wrong_percent']:.0f} %" for said in scores["worst"])
-        rows = "image, truth and prediction" if sheet.shape[0] * len(scores["worst"]) > 2.5 * sheet.shape[1] else (
-            "image and prediction")
-        return (f"<p>From top to bottom {rows}; from left to right {wrong} of the labelled pixels are wrong.</p>"
-                + picture(sheet, "worst tiles", 640) + legend(classes))
-    side, tiles = sheet.shape[1] // ERROR_COLUMNS, []
+    sheet, segmentation = open_picture(folder / "errors.png"), "wrong_percent" in scores["worst"][0]
+    columns = len(scores["worst"]) if segmentation else ERROR_COLUMNS
+    side, figures = sheet.shape[1] // columns, []
+    layers = sheet.shape[0] // side if segmentation else 1  # pictures of a tile, one below the other
     for number, said in enumerate(scores["worst"]):
-        top, left = side * (number // ERROR_COLUMNS), side * (number % ERROR_COLUMNS)
-        caption = (f"{text(classes[said['truth']])}, taken for <b>{text(classes[said['seen']])}</b>, "
-                   f"{said['confidence']:.0f} % sure; image {said['image']}")
-        tiles.append(f"<figure>{picture(sheet[top : top + side, left : left + side], 'a validation image', 128)}"
-                     f"<figcaption>{caption}</figcaption></figure>")
-    return f'<div class="errors">{"".join(tiles)}</div>'
+        row, column = divmod(number, columns)
+        places = [(slice(side * place, side * (place + 1)), slice(side * column, side * (column + 1)))
+                  for place in range(row, row + layers)]
+        shown = "".join(picture(sheet[place], "a validation image", 144) for place in places)
+        figures.append(f"<figure>{shown}<figcaption>{_caption(said, classes)}</figcaption></figure>")
+    all_errors = f'<div class="errors">{"".join(figures)}</div>'
+    if not segmentation:
+        return all_errors
+    rows = "image, truth and prediction" if layers == 3 else "image and prediction"
+    return f"<p>From top to bottom {rows}; of each confusion the worst tile.</p>{all_errors}{legend(classes)}"
+
+
+def _caption(said: Mapping, classes: Sequence[str]) -> str:  # HTML
+    "What is wrong with a validation image; names of files are not kept, so it has a number."
+    taken = f"{text(classes[said['truth']])}, taken for <b>{text(classes[said['seen']])}</b>" if "truth" in said else ""
+    if "wrong_percent" in said:
+        parts = [f"{said['wrong_percent']:.0f} % of labelled pixels wrong", taken and f"mostly {taken}"]
+    else:
+        parts = [f"{taken}, {said['confidence']:.0f} % sure"]
+    return "; ".join([*filter(None, parts), f"validation image {said['image']}"])
 
 # %% ../../nbs/08_reporting/21_run_report.ipynb #1cda3cd2
 def _reliability(record: Mapping, folder: Path) -> str:
@@ -112,7 +123,7 @@ def _maps(record: Mapping, folder: Path) -> str:
         rows, sheet = ", ".join(map(text, record.get("map_rows", ()))), open_picture(folder / "maps.png")
         parts.append(f"<p>Validation images, from top to bottom: {rows}.</p>"
                      + picture(sheet, "predicted maps", _fitted(sheet, 640)))
-    return "".join(parts) + legend(classes) if parts else ""
+    return legend(classes) + "".join(parts) if parts else ""
 
 # %% ../../nbs/08_reporting/21_run_report.ipynb #c9bf8cd9
 def _value(value: object) -> str:  # HTML
@@ -150,7 +161,8 @@ def _configuration(record: Mapping, folder: Path) -> str:
 def _making(record: Mapping, folder: Path) -> str:
     rows = [["run", _value(record["run_id"])], ["experiment", _value(record["experiment"])],
             ["epochs", f"{record['epochs_completed']} of {record['epochs_planned']}"],
-            ["iterations", f"{record['iterations']:,}"], ["seconds of training", f"{record['seconds']:,.0f}"],
+            ["iterations", f"{record['iterations']:,}"], ["processor seconds of training",
+              f"{record['seconds']:,.0f}"],
             *([name, _value(record[name])] for name in ("device", "processor", "threads", "commit")
               if record.get(name)),
             *([f"{text(name)}", _value(value)] for name, value in record["versions"].items())]

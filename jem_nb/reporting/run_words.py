@@ -23,8 +23,8 @@ def plain(value: object, longest: int = 200) -> str:
 
 
 def data_name(config: Mapping) -> str:
-    "The data of a run, without the folders of the machine that it was trained on."
-    return plain(PurePath(str(config["dataset"])).name or config["dataset"])
+    "The name of a run's data, without the folders of the machine that it was trained on."
+    return plain(PurePath(str(config["dataset"])).name.removesuffix(".json") or config["dataset"])
 
 
 def classes_of(record: Mapping) -> list[str]:  # empty for records of older releases
@@ -105,7 +105,11 @@ def _findings_of_classes(record: Mapping) -> list[str]:
     common = max(range(len(classes)), key=scores["count"].__getitem__)
     share = 100 * scores["count"][common] / sum(scores["count"])
     said.append(f"Always answering {classes[common]}, the most frequent class, would be right for {share:.0f} %.")
-    if rare := rare_classes(scores):
+    missing = [classes[number] for number, count in enumerate(scores["train_count"]) if not count]
+    if missing:  # no weight helps them
+        said.append(f"Absent from training: {', '.join(missing[:8])}"
+                    + (f" and {len(missing) - 8} more." if len(missing) > 8 else "."))
+    if rare := [number for number in rare_classes(scores) if scores["train_count"][number]]:
         listed = ", ".join(f"{classes[number]} ({scores['train_count'][number]:,}, "
                            + ("none to validate)" if scores["recall"][number] is None
                               else f"recall {scores['recall'][number]:.0f} %)") for number in rare[:8])
