@@ -153,8 +153,9 @@ def find_weights(path: str | Path) -> Path:
         if not (path / "weights.safetensors").is_file():
             runs = [*path.glob("*/config.json"), *path.glob("*/*/config.json")]
             why = ("it diverged or was not trained here: weights are not committed; train it again" if known
-                   else f"it is a folder of runs: name one of those that `jem-runs {path}` lists" if runs
-                   else "expected the folder of a finished run, or a .safetensors file")
+                   else "expected the folder of a finished run, "
+                   + (f"and runs lie below it: name one that `jem-runs {path}` lists" if runs else
+                      "or a .safetensors file"))
             raise FileNotFoundError(f"{path} has no weights.safetensors: {why}")
         return path / "weights.safetensors"
     if not path.is_file():

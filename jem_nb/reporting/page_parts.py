@@ -34,7 +34,7 @@ tr { border-bottom: 1px solid #eee; } td { overflow-wrap: anywhere; } td:first-c
 .percent { display: inline-block; width: 3.2em; text-align: right; }
 .bar { display: inline-block; height: .7em; background: #0072B2; margin-left: .5em; }
 .low .bar { background: #D55E00; }
-figure { margin: 0; } figcaption { font-size: .85em; overflow-wrap: anywhere; }
+figure { margin: 0; } figcaption { font-size: .8em; overflow-wrap: anywhere; }
 .errors { display: flex; flex-wrap: wrap; gap: 1em; } .errors figure { width: 144px; }
 .pixels { image-rendering: pixelated; } .errors .pixels { display: block; margin-bottom: 6px; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 1em; border: 1px solid #888; }

@@ -152,7 +152,8 @@ def _data(record: Mapping, folder: Path) -> str:
 
 
 def _configuration(record: Mapping, folder: Path) -> str:
-    defaults, config = RunConfig().as_json(), record["config"] | {"dataset": data_name(record["config"])}
+    defaults, config = RunConfig().as_json(), record["config"]
+    config = config | {"dataset": Path(str(config["dataset"])).name}  # without the folders of this machine
     changed = [[f"<code>{text(name)}</code>", _value(value)] for name, value in config.items()
                if value != defaults.get(name)]
     return "<p>What differs from the defaults of <code>RunConfig</code>.</p>" + table(["", ""], changed)
