@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..core.files import write_bytes
 from ..core.generators import named_generator
 from ..core.messages import choice
-from ..data.given_data import image_of
+from ..data.given_data import as_bytes, image_of
 from ..data.image_dataset import balanced_subset
-from ..data.pixel_values import fewer_of_large, to_byte_range, to_bytes, to_pixels
+from ..data.pixel_values import fewer_of_large, to_bytes, to_pixels
 from ..energy.energy import energy_of_logits
 from .presets import make_config
 from .records import run_folder
@@ -92,6 +92,11 @@ class JEM:
             path = run_folder("jem", self.record["run_id"], folder) / "weights.safetensors"
             self.trained, self._file = load_network(path, self.network if own else None), path.read_bytes()
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        "What the positions in probabilities mean."
+        return self._require_fitted().classes
 
     def logits(self, images: Any) -> Tensor:  # [N, K] or [N, K, H, W]
         "What the network says of images, given as they were for training."
@@ -167,7 +172,7 @@ class JEM:
                                  f"({', '.join(trained.bands)})")
         if not arrays:
             raise ValueError("there are no images: expected at least one")
-        stored = torch.from_numpy(np.stack([to_byte_range(array, ranges) for array in arrays]))
+        stored = torch.from_numpy(as_bytes(arrays, ranges))
         device = device_of(trained.network)
         with torch.no_grad():
             for part in stored.split(fewer_of_large(250, *stored.shape[2:])):
