@@ -174,7 +174,7 @@ def as_bytes(
     images: Sequence[np.ndarray],  # [C, H, W] each
     ranges: list[list[float]] | None,  # see `value_range`
 ) -> np.ndarray:  # uint8 [N, C, H, W]
-    "Images as bytes; pixels that are no numbers are filled with the mean of their image, ValueError where all are none."
+    "Images as bytes; pixels that are no numbers get the mean of their image, and ValueError where all are none."
     found = np.empty((len(images), *images[0].shape), np.uint8)
     for number, (place, image) in enumerate(zip(found, images)):
         place[:] = to_byte_range(image, ranges)

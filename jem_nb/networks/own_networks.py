@@ -156,10 +156,12 @@ def remarks(network: OwnNetwork) -> list[str]:
     "What its owner should know of a network that is trained as an energy; nothing of it is an error."
     found, parts = [], list(network.modules())
     if frozen := [part for part in parts if isinstance(part, _BatchNorm)]:
-        found.append(f"{len(frozen)} layers of batch normalisation keep the statistics that they came with; their scale "
+        found.append(f"{len(frozen)} layers of batch normalisation keep the statistics that they came with; their "
+                     "scale "
                      "and shift are trained")
         if all(not part.running_mean.any() and (part.running_var == 1).all() for part in frozen):
-            found.append("those are mean 0 and variance 1, of a network that was never trained: they normalise nothing; "
+            found.append("those are mean 0 and variance 1, of a network that was never trained: they normalise "
+                         "nothing; "
                          "hand over a trained network, or use GroupNorm")
     sharp = {type(part).__name__ for part in parts if isinstance(part, (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.Hardtanh))}
     if sharp:

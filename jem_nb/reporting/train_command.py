@@ -80,7 +80,8 @@ def _described(given: argparse.Namespace) -> str:
             raise ValueError(f"{path} describes {read_description(path).source}: choose another --name for "
                              f"{given.data}")
         if given.unlabelled not in (None, (known := read_description(path).unlabelled)):
-            raise ValueError(f"--unlabelled {given.unlabelled}, and {path} says 'unlabelled': {known!r}: correct it there, "
+            raise ValueError(f"--unlabelled {given.unlabelled}, and {path} says 'unlabelled': {known!r}: correct it "
+                             "there, "
                              "or delete it to have it guessed anew")
         _say(given, f"{path} says how {given.data} is read; delete it to have it guessed anew")
         return str(path)
