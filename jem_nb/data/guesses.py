@@ -27,7 +27,7 @@ from .scene_files import PARTS, images_below, read_table
 from .tile_description import GEOTIFF, MOST_CLASSES, PNG, TileDescription, keys_of
 
 # %% ../../nbs/02_data/33_guesses.ipynb #d934b4b7
-_DEEPEST, _MOST_FOLDERS, _MOST_TABLES = 3, 5000, 20
+_DEEPEST, _MOST_FOLDERS, _MOST_TABLES = 4, 5000, 20
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -74,13 +74,27 @@ def guess_classes(
         images, validation = parts.get("train", folder), parts.get("validation")
         if not _holds_classes(images, apart):
             continue
+        validation = validation if "train" in parts else None
+        of_classes = [place for place in (images, validation) if place is not None]
+        called_so = [path for place in dict.fromkeys((folder, *of_classes)) for path in _inside(place)
+                     if path.is_dir() and _no_labels(path)]
         loose = [path for path in _inside(folder) if path.suffix.lower() in GEOTIFF]
-        without = [path for path in _inside(folder) if path.is_dir() and _no_labels(path)] + loose
+        if apart is None and (len(loose) == 1 or called_so):
+            apart = (called_so + loose)[0]
+        _check_no_class([path for path in called_so if path.parent in of_classes], apart, root)
         return SceneDescription(
-            "folders", str(root), name(images),
-            validation=name(validation) if "train" in parts and validation is not None else None,
-            unlabelled=unlabelled or (name(without[0]) if len(without) == 1 else None))
+            "folders", str(root), name(images), validation=None if validation is None else name(validation),
+            unlabelled=unlabelled or (None if apart is None else name(apart)))
     return None
+
+
+def _check_no_class(without: list[Path], apart: Path, root: Path) -> None:
+    "ValueError where a folder of images without labels would be one of a class, for others are said to have none."
+    for path in without:
+        if not path.is_relative_to(apart) and not apart.is_relative_to(path):
+            raise ValueError(f"{path} is called like images without labels, and these are those of "
+                             f"{apart.relative_to(root)}: expected one place; move all there, or rename {path.name!r} "
+                             "if it is a class")
 
 # %% ../../nbs/02_data/33_guesses.ipynb #685d7dd6
 _CLASS_NAMES = ("class", "label", "category", "class_name", "classname", "class name", "target", "y", "species")
