@@ -232,12 +232,16 @@ def _check_names(paths: list[Path], folders: int) -> None:
                              f"find images; rename them, or take one folder alone, such as {other.parent.parent}")
 
 
+def _match(images: tuple[str, list[Path]], labels: tuple[str, list[Path]]) -> tuple[str, str] | None:
+    return _keys(*([path.stem for path in paths] for _, paths in (images, labels)))
+
+
 def guess_tiles(root: Path) -> TileDescription | None:
     "A description of rasters with masks; of all that lie in folders of the same two names."
     folders = _folders(root)
     for labels in (path for path in folders if path.name.lower() in _MASK_NAMES and _has_images(path, _OF_MASKS)):
         for images in (path for path in _inside(labels.parent) if path.is_dir() and path != labels):
-            of_images, of_labels = (_pattern(root, [images], IMAGE_ENDINGS), _pattern(root, [labels], _OF_MASKS))
+            of_images, of_labels = _pattern(root, [images], IMAGE_ENDINGS), _pattern(root, [labels], _OF_MASKS)
             if not of_images[1] or (keys := _match(of_images, of_labels)) is None:
                 continue
             alike = [path for path in folders if path.name == labels.name and _has_images(path, _OF_MASKS)
@@ -248,15 +252,12 @@ def guess_tiles(root: Path) -> TileDescription | None:
                 for _, paths in (of_images, of_labels):
                     _check_names(paths, len(alike))
                 if (keys := _match(of_images, of_labels)) is None:
-                    raise ValueError(f"masks in {len(alike)} folders like {labels} are not called alike: expected "
-                                     f"names that have the same before or behind; rename them, or take one folder "
-                                     f"alone, such as {labels.parent}")
+                    raise ValueError(f"no rule finds the images of masks in {len(alike)} folders {labels.name!r}, "
+                                     f"such as {of_labels[1][0]} and {of_labels[1][-1]}: expected the names of images "
+                                     "but for what all have in common; rename them, or take one folder alone, such as "
+                                     f"{labels.parent}")
             return _tiles(root, of_images, of_labels, keys)
     return None
-
-
-def _match(images: tuple[str, list[Path]], labels: tuple[str, list[Path]]) -> tuple[str, str] | None:
-    return _keys(*([path.stem for path in paths] for _, paths in (images, labels)))
 
 
 def bands_of(path: Path) -> dict[str, int]:
