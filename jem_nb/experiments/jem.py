@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from ..core.files import write_bytes
 from ..core.generators import named_generator
-from ..core.messages import choice
-from ..data.given_data import image_of
+from ..core.messages import choice, did_you_mean
+from ..data.given_data import as_bytes, image_of
 from ..data.image_dataset import balanced_subset
-from ..data.pixel_values import fewer_of_large, to_byte_range, to_bytes, to_pixels
+from ..data.pixel_values import fewer_of_large, to_bytes, to_pixels
 from ..energy.energy import energy_of_logits
+from .config import PART_OF
 from .presets import make_config
 from .records import run_folder
 from .run import run
 from .trained_network import TrainedNetwork, find_weights, load_network
+from ..networks.architectures import find_family
 from ..networks.features import logits_and_features
 from ..networks.precision import device_of
 
@@ -41,9 +43,12 @@ def hold_out(images: Any, labels: Any, share: float, seed: int) -> tuple[tuple, 
                          "over "
                          "validation=(images, labels)")
     order = np.random.default_rng(seed).permutation(count)
-    if np.ndim(labels[0]) == 0:  # a label for each image
-        _, numbers = np.unique(np.asarray(labels), return_inverse=True)
-        order = balanced_subset(numbers, held, seed)
+    if np.ndim(labels[0]) == 0:  # a label for each image, or none
+        names = [str(label) for label in labels]
+        known = np.flatnonzero([name not in ("None", "-1") for name in names])
+        held = min(held, len(known) - 1)
+        _, numbers = np.unique([names[number] for number in known], return_inverse=True)
+        order = known[balanced_subset(numbers, held, seed)]
     chosen, rest = order[:held], np.setdiff1d(np.arange(count), order[:held])
     return tuple(([images[number] for number in some], [labels[number] for number in some]) for some in (rest, chosen))
 
@@ -56,6 +61,12 @@ class JEM:
         preset: str = "stable",
         **overrides,  # any field of RunConfig, such as epochs=20 or marginal_weight=1.0
     ):
+        if isinstance(network, str):
+            find_family(network)
+        for name in overrides:
+            if name not in PART_OF:
+                raise TypeError(f"JEM has no setting {name!r}: expected a field of "
+                                f"RunConfig.{did_you_mean(name, PART_OF)}")
         self.network, self.preset, self.overrides = network, preset, overrides
         self.trained: TrainedNetwork | None = None
         self.record: dict | None = None  # what training said, see `run`
@@ -92,6 +103,11 @@ class JEM:
             path = run_folder("jem", self.record["run_id"], folder) / "weights.safetensors"
             self.trained, self._file = load_network(path, self.network if own else None), path.read_bytes()
         return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        "What the positions in probabilities mean."
+        return self._require_fitted().classes
 
     def logits(self, images: Any) -> Tensor:  # [N, K] or [N, K, H, W]
         "What the network says of images, given as they were for training."
@@ -167,7 +183,7 @@ class JEM:
                                  f"({', '.join(trained.bands)})")
         if not arrays:
             raise ValueError("there are no images: expected at least one")
-        stored = torch.from_numpy(np.stack([to_byte_range(array, ranges) for array in arrays]))
+        stored = torch.from_numpy(as_bytes(arrays, ranges))
         device = device_of(trained.network)
         with torch.no_grad():
             for part in stored.split(fewer_of_large(250, *stored.shape[2:])):

@@ -30,6 +30,7 @@ from ..evaluation.segmentation_scores import correlograms, segmentation_scores
 from ..evaluation.subject import Subject
 from ..evaluation.training_features import TRAINING_FEATURES, fit_training_features
 from .config import RunConfig
+from ..networks.context import InContext
 from .provenance import commit, processor, versions
 from .run_data import known_labels
 from ..training.divergence import side_that_ran
@@ -207,7 +208,8 @@ def weights_and_description(
     given = config.as_json()
     if config.dataset.endswith(".json"):  # a file that is given away names no folder of the machine it was made on
         given |= {"dataset": PurePath(config.dataset).name}
-    features = fit_training_features(network, train.images, validation.images, train.segmentation, config.seed)
+    seen = InContext(network, len(train.bands)) if train.segmentation else network  # as on a map
+    features = fit_training_features(seen, train.images, validation.images, train.segmentation, config.seed)
     return network.state_dict() | {TRAINING_FEATURES: features.bank}, {
         "run_id": config.run_id,
         "config": given,
@@ -215,6 +217,6 @@ def weights_and_description(
         "bands": train.bands,
         "data": train.provenance | {"pixels": pixels},
         "fill": means,
-        "energies": energy_percentiles(network, validation.images),
+        "energies": energy_percentiles(seen, validation.images),
         "distances": features.distances,
     }

@@ -17,7 +17,7 @@ from ..core.messages import did_you_mean
 # %% ../../nbs/03_networks/09_network_file.ipynb #91f92865
 def is_network_file(text: str) -> bool:
     "Whether this names a function in a Python file, rather than a network."
-    return ".py:" in text
+    return ".py:" in text or text.endswith(".py")
 
 
 def network_from_file(
@@ -26,10 +26,13 @@ def network_from_file(
     classes: int,
 ) -> nn.Module:  # what FUNCTION(bands, classes) gives
     "Run a Python file of the user's, and have a function of it build a network; ValueError says what does not fit."
-    name, _, function = text.rpartition(":")
+    name, _, function = text.rpartition(":") if ".py:" in text else (text, "", "")
     path = Path(name).resolve()
-    if not path.is_file():
-        raise ValueError(f"network is {text!r}: {path} is missing, expected FILE.py:FUNCTION")
+    if not path.is_file() or not function:
+        problem = "no function is named" if path.is_file() else f"{path} is missing"
+        raise ValueError(f"network is {text!r}: {problem}, expected FILE.py:FUNCTION, which is called with the numbers "
+                         "of "
+                         "bands and classes")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # so that its classes know where they come from

@@ -155,9 +155,14 @@ def _last_layer(module: nn.Module, images: Tensor) -> str | None:
 def remarks(network: OwnNetwork) -> list[str]:
     "What its owner should know of a network that is trained as an energy; nothing of it is an error."
     found, parts = [], list(network.modules())
-    if frozen := sum(isinstance(part, _BatchNorm) for part in parts):
-        found.append(f"{frozen} layers of batch normalisation keep the statistics that they came with; their scale and "
-                     "shift are trained")
+    if frozen := [part for part in parts if isinstance(part, _BatchNorm)]:
+        found.append(f"{len(frozen)} layers of batch normalisation keep the statistics that they came with; their "
+                     "scale "
+                     "and shift are trained")
+        if all(not part.running_mean.any() and (part.running_var == 1).all() for part in frozen):
+            found.append("those are mean 0 and variance 1, of a network that was never trained: they normalise "
+                         "nothing; "
+                         "hand over a trained network, or use GroupNorm")
     sharp = {type(part).__name__ for part in parts if isinstance(part, (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.Hardtanh))}
     if sharp:
         found.append(f"{', '.join(sorted(sharp))}: the energy has kinks, at which the gradient that chains follow "

@@ -79,6 +79,10 @@ def _described(given: argparse.Namespace) -> str:
         if Path(read_description(path).source).resolve() != Path(given.data).resolve():
             raise ValueError(f"{path} describes {read_description(path).source}: choose another --name for "
                              f"{given.data}")
+        if given.unlabelled not in (None, (known := read_description(path).unlabelled)):
+            raise ValueError(f"--unlabelled {given.unlabelled}, and {path} says 'unlabelled': {known!r}: correct it "
+                             "there, "
+                             "or delete it to have it guessed anew")
         _say(given, f"{path} says how {given.data} is read; delete it to have it guessed anew")
         return str(path)
     description = describe(given.data, given.unlabelled)
@@ -129,9 +133,11 @@ def _require_same_images(record: dict, data: tuple[ImageDataset, ImageDataset], 
     "ValueError where a finished run of this configuration was trained on other images."
     then, now = ([origin.get(name) for name in ("sha256", "pixels_sha256")]
                  for origin in (record["data"], data[0].provenance))
-    if then != now:
-        raise ValueError(f"{folder} is a finished run of this configuration, and the images have changed since: choose "
-                         "another --name, or remove it")
+    classes = record.get("validation", {}).get("classes", list(data[0].classes))
+    for what, changed in (("images", then != now), ("names of classes", classes != list(data[0].classes))):
+        if changed:
+            raise ValueError(f"{folder} is a finished run of this configuration, and the {what} have changed since: "
+                             "choose another --name, or remove it to train anew")
 
 
 def _sizes(images: ImageDataset) -> str:
@@ -167,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     try:
         record, folder = _train(given)
         page = write_report(folder)
+    except BrokenPipeError:  # whoever read what is printed has gone
+        sys.stdout = None
+        return 1
     except KeyboardInterrupt as error:
         print(f"jem-train: {error or 'interrupted; the same command goes on where it was'}", file=sys.stderr)
         return 130
