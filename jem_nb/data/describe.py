@@ -17,7 +17,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from ..core.files import json_text, write_text
-from .guesses import MOST_MASKS, bands_of, guess_classes, guess_table, guess_tiles, mask_values
+from .guesses import bands_of, guess_classes, guess_table, guess_tiles, mask_values
 from .image_files import ImageFileError, look_at, read_image_file
 from .scene_description import SceneDescription
 from .scene_facts import few_of, look_at_scenes
@@ -134,18 +134,23 @@ def _tile_lines(description: TileDescription) -> Iterator[str]:
     masks = [labels for _, _, labels in pairs if labels is not None]
     without = len(pairs) - len(masks)
     yield f"{len(masks):,} rasters with a mask each" + f", {without:,} without" * (without > 0)
+    folders = sorted({image.parent.relative_to(root).as_posix() for _, image, _ in pairs if image.parent != root})
+    if len(folders) > 1:
+        how = "by their ground" if usual_split(description) == "blocks" else "at random"
+        yield (f"  in {len(folders)} folders of images: {', '.join(folders[:5])}{', ...' * (len(folders) > 5)}; this "
+               f"division is not used, but images are divided into training and validation anew, {how}")
     facts = [look_at(image) for _, image, _ in pairs]
     sizes = Counter(f"{each.width}x{each.height}" for each in facts)
     yield "sizes: " + ", ".join(f"{size} ({count:,})" for size, count in sizes.most_common(5))
     systems = sorted({each.crs or "none" for each in facts})
     metres = f"; {facts[0].metres:.3g} m" if facts[0].metres else ""
     yield f"place on Earth: {', '.join(systems[:5])}{metres}; split: {usual_split(description)}"
-    counts, coloured = mask_values(masks[:MOST_MASKS])
+    counts, coloured = mask_values(masks)
     shares = [f"{f'#{value:06x}' if coloured else value} {100 * count / counts.total():.2g} %"
               for value, count in counts.most_common(20)]
     yield f"{'colours' if coloured else 'values'} of the masks: {', '.join(shares)}"
-    yield _band_line(facts[0].bands, facts[0].type)
     bands = description.bands
+    yield _band_line(tuple(bands), facts[0].type)
     yield from _value_lines([image for _, image, _ in pairs], tuple(bands), tuple(bands.values()),
                             description.range is None)
 

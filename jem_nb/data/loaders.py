@@ -29,7 +29,7 @@ from .scene_layouts import SCENE_CLASSES
 from .scene_splits import keep_away, place_split, stratified_split
 from .scenes import SCENE_BANDS, make_scenes
 from .spatial_blocks import DROPPED, ROLES, TRAIN, VALIDATION
-from .tile_description import find_description
+from .tile_description import find_description, find_file
 from .tiles import read_tiles
 
 # %% ../../nbs/02_data/28_loaders.ipynb #e7db0a1a
@@ -168,7 +168,7 @@ def _check_parts(request: Request, files: SceneFiles, train: np.ndarray, validat
 def scene_folder_sets(request: Request) -> tuple[ImageDataset, ImageDataset]:
     "Images with one label each that a description names, divided at random, by its table, or by place."
     description = find_description(request.name, request.data_folder)
-    files = find_scenes(description)
+    files = find_scenes(description, find_file(request.name, request.data_folder))
     facts = look_at_scenes(files, description)
     train, validation, more, known = _scene_parts(request, files, facts)
     _check_parts(request, files, train, validation, len(more))

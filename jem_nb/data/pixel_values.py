@@ -86,6 +86,8 @@ class PixelMeaning:
     # by the rasters' tags, of each band; None: they had none
     scaling: tuple[tuple[float, float], ...] | None = None
     extremes: tuple[tuple[float, float], ...] | None = None  # lowest and highest value of each band; None: unknown
+    # pixels of a file along the side of one that the network sees, where metres are unknown; None: not the same in all
+    shrink: float | None = None
 
     def __post_init__(self):
         if self.range is None and self.type != "uint8":
@@ -94,6 +96,8 @@ class PixelMeaning:
             raise ValueError(f"range is {self.range}: expected low below high for each band")
         if self.metres is not None and not self.metres > 0:
             raise ValueError(f"metres is {self.metres}: expected more than 0, or None where nobody knows")
+        if self.shrink is not None and not self.shrink > 0:
+            raise ValueError(f"shrink is {self.shrink}: expected more than 0, or None where it differs or is unknown")
         if self.scaling and any(scale == 0 for scale, _ in self.scaling):
             raise ValueError(f"scaling is {self.scaling}: expected a scale other than 0 for each band")
 

@@ -226,7 +226,7 @@ def _without_labels(root: Path, pattern: str | None) -> tuple[list[str], str | N
     return ([], raster) if raster else (names, None)
 
 # %% ../../nbs/02_data/12_scene_files.ipynb #1f5b81e0
-def _classes(description: SceneDescription, found: set[str]) -> tuple[str, ...]:
+def _classes(description: SceneDescription, found: set[str], file: str | Path | None) -> tuple[str, ...]:
     "The classes in the order of their numbers."
     names = sorted(found) if description.classes is None else description.classes
     for what, extra, other in (
@@ -235,7 +235,9 @@ def _classes(description: SceneDescription, found: set[str]) -> tuple[str, ...]:
     ):
         if extra:
             name = min(extra)
-            raise ValueError(f"class {name!r} {what}: expected the same names in both.{did_you_mean(name, other)}")
+            remedy = f"; correct them in {file}, or the images" if file else ""
+            raise ValueError(f"class {name!r} {what}: expected the same names in both{remedy}."
+                             f"{did_you_mean(name, other)}")
     if len(names) < 2:
         raise ValueError(f"{len(names)} class{'es' * (not names)} ({', '.join(names) or 'none'}): expected 2 or more, "
                          "or there is nothing to tell apart; put the images of each into a folder of its own, or name "
@@ -257,6 +259,7 @@ def _check_numbers(classes: tuple[str, ...], labels: np.ndarray, parts: np.ndarr
 
 def find_scenes(
     description: SceneDescription,  # as `read_description` gives it, with the whole path of its source
+    file: str | Path | None = None,  # of the description, for messages
 ) -> SceneFiles:
     "The images that a description means, and the label of each; ValueError names what does not fit."
     root = Path(description.source)
@@ -270,7 +273,7 @@ def find_scenes(
         found = _from_both(description, root, [*names, *filter(None, [raster])])
     else:
         found, without, test = _from_table(description, root, {*names, raster})
-    classes = _classes(description, {of_class for of_class, _ in found.values()})
+    classes = _classes(description, {of_class for of_class, _ in found.values()}, file)
     ordered = tuple(sorted(found))
     labels = np.array([classes.index(found[name][0]) for name in ordered], np.int64)
     parts = np.array([found[name][1] for name in ordered]) if len(description.splits) == 3 else None

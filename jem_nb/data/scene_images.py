@@ -142,14 +142,26 @@ def _read_all(
               "extremes": np.transpose([sums.low, sums.high]).astype(float).tolist()}
 
 # %% ../../nbs/02_data/27_scene_images.ipynb #78540a4e
-def _metres(facts: SceneFacts, positions: np.ndarray, side: int | None, image_size: int) -> float | None:
-    "How much ground a pixel of the images shows, if it is about the same in all."
+def _scale(
+    facts: SceneFacts, positions: np.ndarray, side: int | None, image_size: int
+) -> dict[str, float | None]:  # `metres` and `shrink` of `PixelMeaning`
+    "How much ground a pixel of the images shows, if it is about the same in all; else how many pixels of their files."
     files = positions[positions >= 0]
-    sides = facts.sizes[files].min(axis=1) if side is None else side
-    metres = facts.metres[files] * sides / image_size
-    if not np.isfinite(metres).all() or np.ptp(metres) > 0.1 * np.median(metres):
-        return None
-    return round(float(np.median(metres)), 4)
+    shrinks = np.broadcast_to(facts.sizes[files].min(axis=1) if side is None else side, files.shape) / image_size
+    metres = facts.metres[files] * shrinks
+    if np.isfinite(metres).all() and np.ptp(metres) <= 0.1 * np.median(metres):
+        return {"metres": round(float(np.median(metres)), 4)}
+    return {"shrink": float(shrinks[0]) if np.ptp(shrinks) == 0 else None}
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    "Say something about files on standard error, unless this process has said it."
+    if text not in _SAID:
+        _SAID.add(text)
+        print(text, file=sys.stderr)
 
 
 def _sizes(facts: SceneFacts, most: int = 5) -> dict[str, int]:
@@ -177,14 +189,14 @@ def read_scenes(
     images, details = cached_array(f"scene-images-1-{facts.sha256[:16]}-{run_id(made_of)}", make)
     problems, positions = details["problems"], np.array(details["positions"], np.int64)
     if problems:
-        print(f"{files.root.name}: {len(problems):,} of {len(files.every):,} images cannot be used and are "
-              f"passed over: {few_of(problems)}", file=sys.stderr)
+        _say_once(f"{files.root.name}: {len(problems):,} of {len(files.every):,} images cannot be used and are "
+                  f"passed over: {few_of(problems)}")
     small = facts.sizes[facts.usable].min(axis=1)
     if enlarged := int((small < image_size).sum()) if details["side"] is None else 0:
-        print(f"{files.root.name}: {enlarged:,} images have fewer pixels along a side than image_size {image_size}, "
-              f"the smallest {small.min()}: they are enlarged, and show no more than before", file=sys.stderr)
-    meaning = PixelMeaning(facts.type, ranges, description.nodata,
-                           _metres(facts, positions, details["side"], image_size), facts.scaling, details["extremes"])
+        _say_once(f"{files.root.name}: {enlarged:,} images have fewer pixels along a side than image_size "
+                  f"{image_size}, the smallest {small.min()}: they are enlarged, and show no more than before")
+    meaning = PixelMeaning(facts.type, ranges, description.nodata, scaling=facts.scaling, extremes=details["extremes"],
+                           **_scale(facts, positions, details["side"], image_size))
     provenance = {
         "source": files.root.name, "sha256": facts.sha256, "official": False,
         "note": "user's images: head, size and type of each were checked", "licence": description.licence,

@@ -171,7 +171,7 @@ def block_split(
     if len(different) == 1:
         raise ValueError(
             f"all {len(ids)} samples lie in one block of {block_size:g} m: expected two blocks or more; lower "
-            "block_size"
+            f"block_size (--set block_size={0.3 * block_size:g}), or divide at random, split='random' (--split random)"
         )
     validates = choose_blocks(counts, validation_share * len(ids), np.random.default_rng([seed, len(different)]))[
         block_of.ravel()

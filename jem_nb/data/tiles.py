@@ -208,8 +208,7 @@ def read_tiles(
     provenance = {
         "source": source.name, "sha256": sha256, "official": False,
         "note": "user's rasters: size, place, coordinate system and labels of each were checked",
-        "licence": description.licence,
-        "cite": description.cite,
+        "licence": description.licence, "cite": description.cite,
         "show_labels": description.show_labels,
         "tile_size": tile_size,
         "pixels_sha256": details["array"]["sha256"],
@@ -219,7 +218,8 @@ def read_tiles(
     if len(systems := sorted(set(details["systems"].values()))) > 1:
         provenance["systems"] = systems
     pairs = {name: details[name] for name in ("range", "scaling", "extremes")}
-    meaning = PixelMeaning(details["type"], nodata=description.nodata, metres=details["metres"], **pairs)
+    shrink = tile_size / image_size if details["metres"] is None else None
+    meaning = PixelMeaning(details["type"], nodata=description.nodata, metres=details["metres"], shrink=shrink, **pairs)
     provenance["pixels"] = asdict(meaning)
     return Tiles(
         array[:, :-1], array[:, -1], np.array(details["bounds"]), details["crs"], tuple(details["names"]),

@@ -48,8 +48,10 @@ LARGEST_FACTOR = 64  # by which a raster is shrunk
 
 
 def shrink_factor(
-    file: DatasetReader, metres: float | None
-) -> int:  # `metres` of ground along the side of a pixel in training
+    file: DatasetReader,
+    metres: float | None,  # of ground along the side of a pixel in training
+    usual: float | None = None,  # by how much the files of training were shrunk, where `metres` is None
+) -> int:
     "By how much a raster must be shrunk to look as in training; ValueError where no whole number does it."
     if file.gcps[0]:
         raise ValueError(
@@ -67,7 +69,7 @@ def shrink_factor(
             "georeference it"
         )
     if metres is None:
-        return 1
+        return 1 if usual is None or usual != round(usual) else int(usual)
     try:
         across, down = pixel_sides(file.crs.to_wkt(), file.transform, file.width, file.height)
     except ValueError as error:

@@ -64,7 +64,8 @@ def lay_out(
                          "holds bytes")
     chosen = find_bands(file, trained.bands, bands)
     check_values(file, chosen, trained)
-    shrink = shrink_factor(file, None if any_resolution else trained.pixels.metres)
+    sizes = (None, None) if any_resolution else (trained.pixels.metres, trained.pixels.shrink)
+    shrink = shrink_factor(file, *sizes)
     chosen_window = window
     window = max(64, usual_window(trained.network, len(trained.classes)) // shrink) if window is None else window
     if window < 16:

@@ -140,6 +140,13 @@ def _require_same_images(record: dict, data: tuple[ImageDataset, ImageDataset], 
                              "choose another --name, or remove it to train anew")
 
 
+def _sizes(images: ImageDataset) -> str:
+    "How large images are, and how large their files, where that is known and differs."
+    height, width = images.images.shape[-2:]
+    others = [size for size in images.provenance.get("file_sizes", {}) if size != f"{width}x{height}"]
+    return f"{width}x{height} pixels" + f" (brought from {', '.join(others)})" * bool(others)
+
+
 def _train(given: argparse.Namespace) -> tuple[dict, Path]:
     "The record of the run, and its folder."
     dataset = _described(given)
@@ -154,8 +161,8 @@ def _train(given: argparse.Namespace) -> tuple[dict, Path]:
         _require_same_images(record, data, folder)
         _say(given, "this run is finished already:")
     else:
-        _say(given, f"{len(data[0]):,} training images, {len(data[1]):,} for validation, {config.image_size}x"
-             f"{config.image_size} pixels, {len(data[0].bands)} bands; {named.network}, {config.epochs} epochs")
+        _say(given, f"{len(data[0]):,} training images, {len(data[1]):,} for validation, {_sizes(data[0])}, "
+             f"{len(data[0].bands)} bands; {named.network}, {config.epochs} epoch{'s' * (config.epochs > 1)}")
     record = run(config, name, given.runs, not given.quiet, report=True, network=network, threads=given.threads)
     return record, folder
 
