@@ -66,6 +66,8 @@ def image_scores(
     batch_size: int = 250,
 ) -> dict[str, np.ndarray]:  # [N] each
     "All `SCORES` of images; larger for what looks known."
+    if getattr(network, "per_pixel", False):
+        raise ValueError(f"network is a {type(network).__name__}, which labels pixels: expected a classifier of images")
     parts: list[list[Tensor]] = []
     with evaluating(network):
         for part in images.split(batch_size):
