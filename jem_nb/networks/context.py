@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .classifiers import EnergyNetwork
-from .precision import device_of
+from .precision import device_of, evaluating
 
 # %% ../../nbs/03_networks/10_context.ipynb #d229f081
 _FARTHEST = 1024  # pixels; a network that sees farther, as one with attention does, is taken to see everything
@@ -30,7 +30,7 @@ def reach(
         place = side // 2 + len(found)
         image = torch.zeros(1, bands, side, side, device=device_of(network))
         image[:, :, place, place] = torch.nan
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(network):
             rows = network(image)[0].isnan().any(0).any(1).nonzero().flatten()
         if rows.min() == 0 or rows.max() == side - 1:  # it may see farther than this image
             side, found = 2 * side, []
