@@ -37,8 +37,7 @@ class Source:
 
 def _given(request: Request) -> tuple[ImageDataset, ImageDataset]:
     raise ValueError(f"dataset is {request.name!r}, of images that a program handed over: hand over the same again, as "
-                     "in "
-                     "run(..., data=(train, validation))")
+                     "in run(..., data=(train, validation))")
 
 
 TILES = Source(tile_sets, ("blocks", "random"), per_pixel=True)

@@ -44,8 +44,7 @@ def image_of(given: Any, where: str) -> np.ndarray:  # [C, H, W]
         image = image.transpose(2, 0, 1)
     if image.ndim != 3 or image.dtype.kind not in "uif" or not image.size:
         raise ValueError(f"{where} is {image.dtype} of shape {list(image.shape)}: expected numbers [C, H, W], such as "
-                         "a "
-                         "tensor, or a picture of Pillow's")
+                         "a tensor, or a picture of Pillow's")
     return image
 
 # %% ../../nbs/02_data/32_given_data.ipynb #d43bad2a
@@ -75,8 +74,7 @@ def _label_of(given: Any, where: str) -> int | str | np.ndarray:  # or [H, W]
         label = label[0]
     if label.dtype.kind not in "uib" or label.ndim not in (0, 2):
         raise ValueError(f"the label of {where} is {label.dtype} of shape {list(label.shape)}: expected a whole "
-                         "number, "
-                         "a name, or [H, W] with a whole number for each pixel")
+                         "number, a name, or [H, W] with a whole number for each pixel")
     return int(label) if label.ndim == 0 else label
 
 # %% ../../nbs/02_data/32_given_data.ipynb #e0a0c25f
@@ -134,16 +132,14 @@ def _numbers(labels: Sequence, classes: tuple[str, ...], size: tuple[int, int], 
         if maps and isinstance(label, np.ndarray):
             if label.shape != size:
                 raise ValueError(f"the labels of {role} {number} are {list(label.shape)}: expected {list(size)}, as "
-                                 "the "
-                                 "image")
+                                 "the image")
             wrong = (label != IGNORED) & ((label < 0) | (label >= len(classes)))
             label = int(label[wrong][0]) if wrong.any() else label
         if maps != isinstance(label, np.ndarray) and label != UNLABELLED or (
                 not isinstance(label, np.ndarray) and not UNLABELLED <= label < len(classes)):
             none = f"{IGNORED} for pixels" if maps else f"{UNLABELLED} for images"
             raise ValueError(f"a label of {role} {number} is {label}: expected 0 to {len(classes) - 1}, or {none} "
-                             "without "
-                             f"a label, for there are {len(classes)} classes")
+                             f"without a label, for there are {len(classes)} classes")
         if not (maps and isinstance(label, int)):
             found[number] = label
     return found
@@ -165,8 +161,7 @@ def value_range(images: Sequence[np.ndarray]) -> list[list[float]] | None:  # lo
     for band, (low, high) in enumerate(ranges):
         if low >= high:
             raise ValueError(f"band {band} has the 2nd percentile {low:g} and the 98th {high:g} in the training "
-                             "images: "
-                             "expected them to differ; leave the band out, or hand over bytes")
+                             "images: expected them to differ; leave the band out, or hand over bytes")
     return ranges
 
 # %% ../../nbs/02_data/32_given_data.ipynb #07704d07

@@ -67,12 +67,10 @@ def hand_over(
         for name, value in (("unlabelled", unlabelled), ("classes", classes), ("bands", bands)):
             if value is not None:
                 raise ValueError(f"{name} without data: expected data=(train, validation) beside it; a data set of "
-                                 "files "
-                                 "says it in its description")
+                                 "files says it in its description")
     elif not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise ValueError(f"data is a {type(data).__name__}: expected (train, validation), each (images, labels) or a "
-                         "data "
-                         "set")
+                         "data set")
     else:
         data = tuple(_shrunk(one, config.image_size) for one in given_datasets(*data, unlabelled, classes, bands))
     if network is None:

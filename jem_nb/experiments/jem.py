@@ -40,8 +40,7 @@ def hold_out(images: Any, labels: Any, share: float, seed: int) -> tuple[tuple, 
         raise ValueError(f"{count:,} images and {len(labels):,} labels: expected as many")
     if (held := round(share * count)) < 2 or count - held < 1:
         raise ValueError(f"{count:,} images: expected at least {round(2 / share)}, of which some are held out; or hand "
-                         "over "
-                         "validation=(images, labels)")
+                         "over validation=(images, labels)")
     order = np.random.default_rng(seed).permutation(count)
     if np.ndim(labels[0]) == 0:  # a label for each image, or none
         names = [str(label) for label in labels]
@@ -98,8 +97,7 @@ class JEM:
             if self.record["status"] == "diverged":
                 raise RuntimeError(f"training diverged in epoch {self.record['diverged_at']['epoch'] + 1} "
                                    f"({self.record['diverged_at']['reason']}): expected it to live; lower "
-                                   "learning_rate or "
-                                   "marginal_weight, or use preset='stable'")
+                                   "learning_rate or marginal_weight, or use preset='stable'")
             path = run_folder("jem", self.record["run_id"], folder) / "weights.safetensors"
             self.trained, self._file = load_network(path, self.network if own else None), path.read_bytes()
         return self

@@ -100,8 +100,7 @@ def class_weights(config: RunConfig, train: ImageDataset) -> tuple[float, ...] |
     if (given := config.loss.given_weights()) is not None:
         if len(given) != len(train.classes):
             raise ValueError(f"class_weights is {config.class_weights!r}, {len(given)} numbers: expected one for each "
-                             "of "
-                             f"{len(train.classes)} classes ({', '.join(train.classes)})")
+                             f"of {len(train.classes)} classes ({', '.join(train.classes)})")
         return given
     known, empty = known_labels(config, train), np.zeros(len(train.classes) + 1, np.int64)
     labels = train.labels if known is None else train.labels[known]

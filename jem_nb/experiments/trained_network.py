@@ -73,20 +73,18 @@ def _without_weights(
     if not is_own(config.network):
         if given is not None:
             raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}, "
-                                  "which "
-                                  "has a name: expected none")
+                                  "which has a name: expected none")
         with torch.device("meta"):
             return make_network(config.network, bands, classes, config.activation, config.normalization)
     if given is None:
         raise CheckpointError(f"these weights are of {config.network}, a user's own network: hand over the same "
-                              "module, "
-                              "as in load_network(path, network=module); commands take --network FILE.py:FUNCTION")
+                              "module, as in load_network(path, network=module); commands take --network "
+                              "FILE.py:FUNCTION")
     given = given if isinstance(given, nn.Module) else given(bands, classes)
     own, name = own_network(given, bands, classes, config.image_size)
     if name.rpartition("-")[0] != config.network.rpartition("-")[0]:
         raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}: "
-                              "expected "
-                              "the same class, built in the same way")
+                              "expected the same class, built in the same way")
     return own
 
 

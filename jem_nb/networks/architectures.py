@@ -95,8 +95,7 @@ def make_network(
             raise ValueError(f"{what} is {number}: expected at least 1")
     if is_own(name):
         raise ValueError(f"network is {name!r}, a user's own: expected the module itself, built as it was for "
-                         "training, "
-                         "in network=; commands take --network FILE.py:FUNCTION")
+                         "training, in network=; commands take --network FILE.py:FUNCTION")
     family, numbers = find_family(name)
     return family(bands, classes, **numbers, activation=activation, normalization=normalization)
 

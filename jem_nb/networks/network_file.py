@@ -31,8 +31,7 @@ def network_from_file(
     if not path.is_file() or not function:
         problem = "no function is named" if path.is_file() else f"{path} is missing"
         raise ValueError(f"network is {text!r}: {problem}, expected FILE.py:FUNCTION, which is called with the numbers "
-                         "of "
-                         "bands and classes")
+                         "of bands and classes")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # so that its classes know where they come from
@@ -46,16 +45,13 @@ def network_from_file(
     if not callable(make := getattr(module, function, None)):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise ValueError(f"network is {text!r}: {path.name} has no function {function!r}, expected FUNCTION(bands, "
-                         "classes) "
-                         f"that gives a torch.nn.Module.{did_you_mean(function, names)}")
+                         f"classes) that gives a torch.nn.Module.{did_you_mean(function, names)}")
     try:
         network = make(bands, classes)
     except Exception as error:
         raise ValueError(f"network is {text!r}: {function}({bands}, {classes}) failed ({type(error).__name__}: "
-                         f"{error}); "
-                         "it is called with the numbers of bands and classes") from error
+                         f"{error}); it is called with the numbers of bands and classes") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"network is {text!r}: {function}({bands}, {classes}) gives a {type(network).__name__}, "
-                         "expected a "
-                         "torch.nn.Module")
+                         "expected a torch.nn.Module")
     return network

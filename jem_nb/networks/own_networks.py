@@ -73,9 +73,8 @@ def _logits(module: nn.Module, images: Tensor, classes: int) -> Tensor:
     if not isinstance(logits, Tensor) or list(logits.shape) not in shapes:
         given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"network {type(module).__name__} gives {given} for images {list(images.shape)}: expected "
-                         "logits "
-                         f"{shapes[0]}, or {shapes[1]} for pixels, for there are {classes} classes; replace its last "
-                         "layer, or wrap it in a module that returns them")
+                         f"logits {shapes[0]}, or {shapes[1]} for pixels, for there are {classes} classes; replace its "
+                         "last layer, or wrap it in a module that returns them")
     if not logits.isfinite().all():
         raise ValueError(f"network {type(module).__name__} gives logits that are not finite for images of noise in "
                          "[-1, 1]: expected numbers; look at its weights")
@@ -89,8 +88,7 @@ def _require_one_image_at_a_time(network: OwnNetwork, images: Tensor, logits: Te
             part.training = False
         if isinstance(part, _BatchNorm) and part.running_mean is None:
             raise ValueError(f"network {network.title} has a {type(part).__name__} without stored statistics, which "
-                             "ties "
-                             "each image to its batch: expected track_running_stats=True, GroupNorm, or none")
+                             "ties each image to its batch: expected track_running_stats=True, GroupNorm, or none")
     apart = network(images[:1]).detach()
     together = network(images).detach()[:1]
     if not torch.allclose(apart, together, rtol=1e-3, atol=1e-4 * float(logits.abs().max() + 1)):
@@ -157,17 +155,14 @@ def remarks(network: OwnNetwork) -> list[str]:
     found, parts = [], list(network.modules())
     if frozen := [part for part in parts if isinstance(part, _BatchNorm)]:
         found.append(f"{len(frozen)} layers of batch normalisation keep the statistics that they came with; their "
-                     "scale "
-                     "and shift are trained")
+                     "scale and shift are trained")
         if all(not part.running_mean.any() and (part.running_var == 1).all() for part in frozen):
             found.append("those are mean 0 and variance 1, of a network that was never trained: they normalise "
-                         "nothing; "
-                         "hand over a trained network, or use GroupNorm")
+                         "nothing; hand over a trained network, or use GroupNorm")
     sharp = {type(part).__name__ for part in parts if isinstance(part, (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.Hardtanh))}
     if sharp:
         found.append(f"{', '.join(sorted(sharp))}: the energy has kinks, at which the gradient that chains follow "
-                     "jumps; "
-                     "SiLU and average pooling are smoother")
+                     "jumps; SiLU and average pooling are smoother")
     if any(isinstance(part, nn.modules.dropout._DropoutNd) for part in parts):
         found.append("dropout is off where chains walk, and on where losses are computed")
     if still := sum(weight.numel() for weight in network.parameters() if not weight.requires_grad):

@@ -36,8 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jem-train", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train a Joint Energy-based Model on images, write a page about it, and say what to do next. The "
-                    "same "
-                    "command goes on where it was cut off.",
+                    "same command goes on where it was cut off.",
         epilog="examples:\n  jem-train my_images\n  jem-train my_images.json --epochs 20 --class-weights balanced\n"
                "  jem-train my_images --network mine.py:build\n\nexit codes: 0 trained; 1 something does not fit, or "
                "training diverged; 2 wrong command; 130 interrupted (the same command goes on)")
@@ -71,8 +70,7 @@ def _described(given: argparse.Namespace) -> str:
     if given.data in DATASETS or given.data.endswith(".json"):
         if given.unlabelled:
             raise ValueError(f"--unlabelled with {given.data}: expected a folder of images; a description says "
-                             "'unlabelled' "
-                             "itself")
+                             "'unlabelled' itself")
         return given.data
     path = Path(given.runs) / f"{given.name or Path(given.data).resolve().name}.json"
     if path.is_file():
@@ -81,8 +79,7 @@ def _described(given: argparse.Namespace) -> str:
                              f"{given.data}")
         if given.unlabelled not in (None, (known := read_description(path).unlabelled)):
             raise ValueError(f"--unlabelled {given.unlabelled}, and {path} says 'unlabelled': {known!r}: correct it "
-                             "there, "
-                             "or delete it to have it guessed anew")
+                             "there, or delete it to have it guessed anew")
         _say(given, f"{path} says how {given.data} is read; delete it to have it guessed anew")
         return str(path)
     description = describe(given.data, given.unlabelled)
