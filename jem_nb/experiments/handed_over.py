@@ -39,7 +39,8 @@ def _shrunk(images: ImageDataset, size: int) -> ImageDataset:
         raise ValueError(f"images are {there}x{there}, and image_size is {size}: expected the same, or a divisor, to "
                          f"which images are shrunk; set image_size to {there}")
     labels = majority_resize(images.labels, size) if images.segmentation else images.labels
-    origin = images.provenance | {"image_size": size}
+    pixels = images.provenance["pixels"] | {"shrink": there / size}
+    origin = images.provenance | {"image_size": size, "pixels": pixels}
     return replace(images, images=area_resize(images.images, size), labels=labels, provenance=origin)
 
 # %% ../../nbs/07_experiments/16_handed_over.ipynb #26d01169

@@ -22,6 +22,7 @@ from ..core.messages import choice, did_you_mean
 from ..data.given_data import as_bytes, image_of
 from ..data.image_dataset import balanced_subset
 from ..data.pixel_values import fewer_of_large, to_bytes, to_pixels
+from ..data.resize import IGNORED
 from ..energy.energy import energy_of_logits
 from .config import PART_OF
 from .presets import make_config
@@ -29,6 +30,7 @@ from .records import run_folder
 from .run import run
 from .trained_network import TrainedNetwork, find_weights, load_network
 from ..networks.architectures import find_family
+from ..networks.context import InContext
 from ..networks.features import logits_and_features
 from ..networks.precision import device_of
 
@@ -41,14 +43,15 @@ def hold_out(images: Any, labels: Any, share: float, seed: int) -> tuple[tuple, 
     if (held := round(share * count)) < 2 or count - held < 1:
         raise ValueError(f"{count:,} images: expected at least {round(2 / share)}, of which some are held out; or hand "
                          "over validation=(images, labels)")
-    order = np.random.default_rng(seed).permutation(count)
-    if np.ndim(labels[0]) == 0:  # a label for each image, or none
+    if np.ndim(labels[0]) == 2:  # of pixels; those without any label do not validate
+        known = np.flatnonzero([(np.asarray(label) != IGNORED).any() for label in labels])
+        chosen = known[np.random.default_rng(seed).permutation(len(known))][:held]
+    else:
         names = [str(label) for label in labels]
         known = np.flatnonzero([name not in ("None", "-1") for name in names])
-        held = min(held, len(known) - 1)
         _, numbers = np.unique([names[number] for number in known], return_inverse=True)
-        order = known[balanced_subset(numbers, held, seed)]
-    chosen, rest = order[:held], np.setdiff1d(np.arange(count), order[:held])
+        chosen = known[balanced_subset(numbers, min(held, len(known) - 1), seed)]
+    rest = np.setdiff1d(np.arange(count), chosen)
     return tuple(([images[number] for number in some], [labels[number] for number in some]) for some in (rest, chosen))
 
 # %% ../../nbs/07_experiments/24_jem.ipynb #45ae5992
@@ -56,7 +59,8 @@ class JEM:
     "A network that classifies images, or their pixels, and knows how likely an image is."
 
     def __init__(
-        self, network: str | nn.Module = "convnet-16",  # a name, see `NETWORKS`; or a module that gives logits
+        self,
+        network: str | nn.Module | None = None,  # a name, see `NETWORKS`; a module that gives logits; or the preset's
         preset: str = "stable",
         **overrides,  # any field of RunConfig, such as epochs=20 or marginal_weight=1.0
     ):
@@ -84,7 +88,7 @@ class JEM:
         maps = np.ndim(labels[0]) == 2
         chosen = {"image_size": image_of(images[0], "image 0").shape[1]} | self.overrides
         own = isinstance(self.network, nn.Module)
-        named = {} if own or maps and self.network == "convnet-16" else {"network": self.network}
+        named = {"network": self.network} if isinstance(self.network, str) else {}
         config = make_config(self.preset, "given_maps" if maps else "given", **named | chosen)
         seed = config.seed
         train, held = ((images, labels), validation) if validation else hold_out(images, labels, 0.2, seed)
@@ -183,9 +187,11 @@ class JEM:
             raise ValueError("there are no images: expected at least one")
         stored = torch.from_numpy(as_bytes(arrays, ranges))
         device = device_of(trained.network)
+        # as on a map, and as thresholds were fitted
+        network = InContext(trained.network, len(trained.bands)) if trained.segmentation else trained.network
         with torch.no_grad():
             for part in stored.split(fewer_of_large(250, *stored.shape[2:])):
                 pixels = to_pixels(part.to(device)).contiguous(memory_format=torch.channels_last)
-                found.append([each.float().cpu() for each in logits_and_features(trained.network, pixels)])
+                found.append([each.float().cpu() for each in logits_and_features(network, pixels)])
         logits, features = (torch.cat(parts) for parts in zip(*found))
         return logits, features
