@@ -20,7 +20,7 @@ from ..energy.energy import energy_of_logits
 from ..experiments.trained_network import TrainedNetwork
 from .raster_checks import check_values, find_bands, read_values, shrink_factor
 from ..networks.classifiers import EnergyNetwork
-from ..networks.context import margin_of, reach
+from ..networks.context import margin_of
 from ..networks.features import logits_and_features
 from ..networks.precision import device_of
 
@@ -72,15 +72,15 @@ def lay_out(
         raise ValueError(f"window is {window}: expected 16 pixels or more")
     window = min(window, max(16, -(-max(file.height, file.width) // shrink)))  # no larger than the raster
     if trained.segmentation:
-        stride, sight = trained.network.stride, reach(trained.network, len(trained.bands))
+        stride, margin = trained.network.stride, margin_of(trained.network, len(trained.bands))
         cell, side = 1, -(-window // stride) * stride
-        if sight is None and chosen_window is None:
+        if margin is None and chosen_window is None:
             raise ValueError(
                 "the network (with normalization 'group', or attention) looks at the whole window, so that its map "
                 "depends on it: choose one with --window, best of the size of the tiles of training, "
                 f"{trained.config.image_size}"
             )
-        margin = margin_of(trained.network, len(trained.bands))  # parts begin where the coarsest features do
+        margin = margin or 0
     else:
         cell, margin = trained.config.image_size, 0
         side = max(1, window // cell)

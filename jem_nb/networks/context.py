@@ -39,10 +39,10 @@ def reach(
     return max(found)
 
 # %% ../../nbs/03_networks/10_context.ipynb #a5d62033
-def margin_of(network: EnergyNetwork, bands: int) -> int:  # pixels; 0 where it sees everything
+def margin_of(network: EnergyNetwork, bands: int) -> int | None:  # pixels; None where it sees everything
     "How much land around a tile is enough."
     sight = reach(network, bands)
-    return 0 if sight is None else -(-sight // network.stride) * network.stride
+    return None if sight is None else -(-sight // network.stride) * network.stride
 
 
 def mirrored(length: int, margin: int) -> Tensor:  # int64 [length + 2 * margin], positions from 0 to length - 1
@@ -58,7 +58,7 @@ class InContext(EnergyNetwork):
 
     def __init__(self, network: EnergyNetwork, bands: int):
         super().__init__()
-        self.network, self.margin = network, margin_of(network, bands)
+        self.network, self.margin = network, margin_of(network, bands) or 0
 
     def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[2:]
