@@ -41,7 +41,7 @@ from ..training.watch_and_history import History
 # %% ../../nbs/07_experiments/13_run_record.ipynb #019ac7fb
 HISTORY = (
     "energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement",
-    "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight",
+    "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight", "score_matching",
 )
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #bef6c29f
