@@ -107,8 +107,8 @@ def _samples(record: Mapping, folder: Path) -> str:
     "What its chains drew, with what that is worth said first."
     shown = []
     for name in (name for name in SAMPLES if run_file(folder, name) is not None):
-        side = record["config"]["image_size"]
-        sheet = spaced(open_picture(folder / name), side if name in ("samples.png", "neighbours.jpg") else min(side, 64))
+        whole, side = name in ("samples.png", "neighbours.jpg"), record["config"]["image_size"]
+        sheet = spaced(open_picture(folder / name), side if whole else min(side, 64))  # of others a corner is kept
         drawn_by = f"{picture(sheet, 'samples', _fitted(sheet))}<figcaption>{SAMPLES[name]}</figcaption>"
         shown.append(f"<figure>{drawn_by}</figure>")
     chains = record["config"].get("marginal_weight") or record["config"].get("joint_weight")
