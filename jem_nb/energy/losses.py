@@ -6,12 +6,12 @@
 __all__ = ['classification_loss', 'mean_cross_entropy', 'dice_loss', 'one_pass', 'generation_losses']
 
 # %% ../../nbs/04_energy/09_losses.ipynb #c99e683e
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.resize import IGNORED
 
@@ -70,7 +70,7 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:  # scalar from 0 to 1; 
     return (1 - 2 * agreed / either).sum() / occurs.sum().clamp(min=1)
 
 # %% ../../nbs/04_energy/09_losses.ipynb #a7834106
-def one_pass(network: nn.Module, batches: dict[str, Tensor]) -> dict[str, Tensor]:
+def one_pass(network: Callable[[Tensor], Tensor], batches: dict[str, Tensor]) -> dict[str, Tensor]:
     "Send several batches through the network together, and take their logits apart again."
     joined = torch.cat(list(batches.values()))
     logits = network(joined.to(memory_format=torch.channels_last))

@@ -44,6 +44,10 @@ class Objective:
         "Whether any term asks for images of this role."
         return any(role in term.needs for term in self.terms)
 
+    def at(self, epoch: int) -> "Objective":
+        "The objective as it is in an epoch."
+        return replace(self, terms=tuple(term.at(epoch) for term in self.terms))
+
     def plus(self, *terms: Term) -> "Objective":
         "The same, and these terms."
         return replace(self, terms=(*self.terms, *terms))

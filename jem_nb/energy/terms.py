@@ -34,6 +34,11 @@ class Term(Protocol):
     needs: ClassVar[tuple[str, ...]] = ("labelled",)  # roles, see `TrainingBatch`; "real" may be the labelled
     reads: ClassVar[tuple[str, ...] | None] = None  # those of them that pass through the network for it; None: all
     differentiates: tuple[str, ...] = ()  # roles by whose images it takes the gradient of their energies
+    reads_energies: ClassVar[bool] = True  # of its logits, rather than only classes
+
+    def at(self, epoch: int) -> "Term":
+        "The term as it is in an epoch."
+        return self
 
     def prepare(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
         "The batch with what this term draws for itself, before it is cut into parts."
@@ -56,7 +61,9 @@ class SharedPass:
         self.images = {role: images for role, images in batch.images.items() if role in roles}  # as they passed
         for role in {self.role(role) for term in terms for role in term.differentiates}:
             self.images[role] = self.images[role].detach().requires_grad_()
-        self.logits = one_pass(network, self.images) if self.images else {}  # by role
+        energies = any(term.reads_energies for term in terms)  # which may cost more than classes
+        look = network if energies else getattr(network, "class_logits", network)
+        self.logits = one_pass(look, self.images) if self.images else {}  # by role
 
     def role(self, role: str) -> str:
         "The role itself, or `labelled` for real images where there are no others."
@@ -92,6 +99,7 @@ class Classification(Term):
     name: ClassVar[str] = "classification"
     measure: ClassVar[str] = "classification"
     shows_weight: ClassVar[bool] = False
+    reads_energies: ClassVar[bool] = False
 
     def __call__(self, shared: SharedPass) -> Tensor:
         batch, logits = shared.batch, shared.logits["labelled"]

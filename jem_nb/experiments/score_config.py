@@ -24,6 +24,7 @@ class ScoreConfig(ConfigPart):
     class_share: float = option(0.5, "of its images whose class the score is given", low=0, high=1)
     smallest_noise: float = option(0.04, "in deviations of the data; there images are looked at")
     largest_noise: float = option(80.0, "in deviations of the data; there samples begin")
+    warm_epochs: int = option(0, "as a plain denoiser, before the energy learns its gradient", low=0)
 
     def check(self) -> None:
         self.term()  # building it checks it
@@ -32,7 +33,8 @@ class ScoreConfig(ConfigPart):
         return NoiseLevels(self.smallest_noise, self.largest_noise)
 
     def term(self) -> ScoreMatching:
-        return ScoreMatching(self.score_weight, self.noisy_classification_weight, self.class_share, self.levels())
+        return ScoreMatching(self.score_weight, self.noisy_classification_weight, self.class_share, self.levels(),
+                             self.warm_epochs)
 
 # %% ../../nbs/07_experiments/98_score_config.ipynb #8b063491
 def is_noise_conditional(network: str) -> bool:  # a name, see `networks.architectures`

@@ -32,6 +32,10 @@ class EnergyNetwork(nn.Module):
         "Logits."
         return self.classify(self.embed(x))
 
+    def class_logits(self, x: Tensor) -> Tensor:
+        "Logits that say which class it is, and need not say how likely the image is."
+        return self(x)
+
     def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "Logits, and what the last layer made them from, in one pass."
         features = self.embed(x)

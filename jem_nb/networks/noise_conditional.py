@@ -145,7 +145,7 @@ class NoiseConditionalJEM(EnergyNetwork):
         # half precision would lose the digits that sums over an image are made of
         wide = torch.promote_types(image.dtype, torch.float32)
         learnt = (u * image.to(wide)).flatten(1).sum(1)
-        factor = (self.gaussian.error(sigma, z.shape[-2:]) * total).sqrt() / sigma.square()
+        factor = (self.gaussian.error(sigma, z.shape[-2:]) * total).sqrt() / (2 * sigma.square())
         density = self.gaussian.log_density(z, sigma) + factor * learnt
         return (self.classify(features).to(wide).log_softmax(1), density), features
 
@@ -156,6 +156,9 @@ class NoiseConditionalJEM(EnergyNetwork):
     def classify(self, embedded: Tensor) -> Tensor:
         "The logits of p(y|x) alone; `forward` adds log p(x) to all of them."
         return self.head(embedded)
+
+    def class_logits(self, x: Tensor) -> Tensor:
+        return self.classify(self.embed(x))
 
     def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sigma = self.smallest.expand(len(x))

@@ -137,11 +137,11 @@ class Trainer(TrainingState):
 
     def _backward(self, batch: TrainingBatch) -> dict[str, float]:
         "Leave the gradients of a batch's losses in the weights, part after part; return the losses, of all ranks."
-        sizes, measures = [len(images) for images in batch.images.values()], {}
+        sizes, measures, objective = [len(images) for images in batch.images.values()], {}, self.objective.at(self.epoch)
         parts = batch.split(self.economy.parts(sum(sizes), min(sizes)), self.ranks.total(batch.sizes))
         for number, part in enumerate(parts, start=1):
             with self.together(number == len(parts)), working_precision(device_of(self.network), self.precision):
-                losses = self.objective(self.synchronised, part)
+                losses = objective(self.synchronised, part)
                 # of ranks the mean is taken, and parts are to be added up
                 (self.ranks.world * losses.total).backward()
             measures = {name: measures.get(name, 0.0) + value for name, value in losses.parts.items()}
