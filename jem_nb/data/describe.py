@@ -48,8 +48,8 @@ def find_unlabelled(
                          "expected one place; give its whole path")
     (place, path), = places.items()
     if root.is_relative_to(place):
-        raise ValueError(f"unlabelled is {unlabelled!r}, which holds {root} itself: expected a folder or GeoTIFF inside "
-                         "it or beside it; move them there")
+        raise ValueError(f"unlabelled is {unlabelled!r}, which holds {root} itself: expected a folder or GeoTIFF "
+                         "inside it or beside it; move them there")
     if inside and path == root / given:
         return given.as_posix()  # it may be a link
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else place

@@ -24,8 +24,8 @@ def find_bands(
     in_order = tuple(range(1, len(names) + 1))
     example = f"name those to use by their numbers, such as --bands {','.join(map(str, in_order))}"
     has = (
-        f"{file.name} has {file.count} bands ({names_in_words(file.descriptions)}), the network was trained on {len(names)}: "
-        f"{', '.join(names)}"
+        f"{file.name} has {file.count} bands ({names_in_words(file.descriptions)}), the network was trained on "
+        f"{len(names)}: {', '.join(names)}"
     )
     if given is not None:
         if len(given) != len(names) or not all(1 <= band <= file.count for band in given):

@@ -77,9 +77,9 @@ def _described(given: argparse.Namespace) -> str:
     "The name of a data set, or the path of a description; that of a folder is made where there is none."
     if (path := _own_description(given)) is None:
         if given.unlabelled:
-            instead = "'unlabelled' in it" if given.data.endswith(".json") else "other data"
-            raise ValueError(f"--unlabelled {given.unlabelled} with {given.data}: expected a folder of images, or "
-                             f"{instead}")
+            line = f'"unlabelled": {json.dumps(given.unlabelled)}'
+            instead = f", or {line} in this file, a path inside its source" * given.data.endswith(".json")
+            raise ValueError(f"--unlabelled {given.unlabelled} with {given.data}: expected a folder of images{instead}")
         return given.data
     if path.is_file():
         if not is_described(given.data, read_description(path)):
