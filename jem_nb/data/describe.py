@@ -34,7 +34,7 @@ def find_unlabelled(
     folder: str | Path,  # of labelled images
     unlabelled: str,  # a folder, a file, or a pattern inside the folder
 ) -> str | Path:  # relative to the folder where it is inside, or else a whole path
-    "Where images without labels are that somebody names, from the folder or from here; ValueError where nobody can say."
+    "Where the images without labels are that somebody names, from the folder or from here."
     root, given = Path(folder).resolve(), Path(unlabelled)
     inside = not given.is_absolute() and ".." not in given.parts
     if inside and re.search(r"[*?\[]", unlabelled) and not (root / given).exists():

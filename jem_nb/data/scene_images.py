@@ -147,11 +147,12 @@ def _unread_bands(files: SceneFiles, facts: SceneFacts) -> list[int]:  # from 1
     with open_tiff(files.root / files.raster, largest=sys.maxsize) as file:
         numbers = facts.numbers or facts_of(file).numbers
         unread = [band for band in range(1, file.count + 1) if band not in numbers]
-        corners = [np.linspace(0, max(0, length - 64), 4).astype(int).tolist() for length in file.shape]
+        side = min(64, *file.shape)
+        rows, columns = (np.linspace(0, length - side, 4).astype(int).tolist() for length in file.shape)
         for band in set(alpha_bands(file)) & set(unread):
-            windows = [file.read(band, window=((row, min(row + 64, file.height)), (column, min(column + 64, file.width))))
-                       for row in corners[0] for column in corners[1]]
-            if transparency_share(np.concatenate([values.ravel() for values in windows])) >= TRANSPARENCY:
+            places = [file.read(band, window=((row, row + side), (column, column + side)))
+                      for row in rows for column in columns]
+            if transparency_share(np.stack(places)) >= TRANSPARENCY:
                 unread.remove(band)
     return unread
 
