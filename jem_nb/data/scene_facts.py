@@ -112,7 +112,8 @@ def _look_at_all(files: SceneFiles) -> tuple[np.ndarray, dict]:  # float64 `[N, 
     rows, systems = np.full((len(names), 7), np.nan), [""] * len(names)
     for number, facts in found.items():
         if kinds[number] != usual:
-            light = ", one marked as alpha that varies as light does" * (hidden[number] > 0)
+            light = (", one marked as alpha that varies as light does (gdal_translate -b 1 -b 2 -b 3 leaves it out)"
+                     * (hidden[number] > 0))
             problems[number] = (f"{names[number]}: it has {_in_short(kinds[number])}{light}, and most have "
                                 f"{_in_short(usual)}")
             continue
