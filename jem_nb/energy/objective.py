@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from .aggregation import aggregation_rule
+from .score_matching import ScoreMatching
 from .terms import AutocorrelationMatch, Classification, Joint, Marginal, Regularization, SharedPass, Term
 from .training_batch import TrainingBatch
 
@@ -79,6 +80,7 @@ def jem_objective(
     autocorrelation: str = "moran",  # the measure of it
     energy_scale: float = 1.0,  # of an image's energy against a pixel's, see `aggregation`
     class_weights: tuple[float, ...] | None = None,  # what CE of each class counts; None: 1
+    score: ScoreMatching = ScoreMatching(0.0),  # beside them, or instead of chains, for noise-conditional networks
 ) -> Objective:
     "L_CLA + L_GEN + alpha REG; ValueError names a setting that does not fit."
     _check_weights(classification_weight=classification_weight, marginal_weight=marginal_weight,
@@ -96,7 +98,7 @@ def jem_objective(
     if dice_weight and not classification_weight:
         raise ValueError(f"dice_weight {dice_weight} with classification_weight 0: expected a positive weight, "
                          "for Dice is a part of that term")
-    chosen = (term for term in (marginal, penalty, match, joint) if term.weight)
+    chosen = (term for term in (marginal, penalty, match, joint, score) if term.weight)
     return Objective((Classification(classification_weight, dice_weight, class_weights), *chosen), aggregation)
 
 # %% ../../nbs/04_energy/13_objective.ipynb #0ccbb5e8

@@ -35,6 +35,10 @@ class Term(Protocol):
     reads: ClassVar[tuple[str, ...] | None] = None  # those of them that pass through the network for it; None: all
     differentiates: tuple[str, ...] = ()  # roles by whose images it takes the gradient of their energies
 
+    def prepare(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
+        "The batch with what this term draws for itself, before it is cut into parts."
+        return batch
+
     def __call__(self, shared: "SharedPass") -> Tensor:  # a scalar with a graph, not yet weighted
         "The loss; those of the parts of a batch add up to that of the whole."
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.resize import IGNORED
 
 # %% ../../nbs/04_energy/11_training_batch.ipynb #eabef994
-ROLES = ("labelled", "generated", "real", "joint")  # of images; this is their order in a pass through the network
+ROLES = ("labelled", "generated", "real", "joint", "noisy")  # of images; this is their order in a pass through the network
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class TrainingBatch:
     joint_labels: Tensor | None = None  # and their classes
     real: Tensor | None = None  # images for p(x); None: the labelled ones
     weights: Tensor | None = None  # of the generated images in their loss, 0 to 1; None: all 1
+    noisy: Tensor | None = None  # images that noise is added to, for score matching; the next four belong to them
+    noisy_labels: Tensor | None = None  # int64 [B], their classes; -1 where they are not known
+    noisy_given: Tensor | None = None  # int64 [B], those that the score is told; -1 where it is told none
+    noise: Tensor | None = None  # standard normal, as large as `noisy`
+    sigma: Tensor | None = None  # [B], its deviation, in those of the data
     shares: Mapping[str, float] = field(default_factory=dict)  # of a part in the whole, by role; and "labelled_pixels"
 
     @property

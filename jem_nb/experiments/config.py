@@ -16,6 +16,7 @@ from ..energy.sgld import Sampler
 from .config_checks import check_together, check_types
 from .config_parts import ChainConfig, DataConfig, DivergenceConfig, NetworkConfig, ObjectiveConfig
 from .config_parts import RestartConfig, TrainingConfig, WorkConfig
+from .score_config import ScoreConfig, check_score
 from ..networks.architectures import is_segmentation
 from ..training.divergence import DivergenceCriterion
 from ..training.restart import RestartPolicy
@@ -25,6 +26,7 @@ REVISION = 1  # raised whenever a change of the code alters results
 PARTS = {  # in the order in which records list their fields
     "data": DataConfig, "architecture": NetworkConfig, "loss": ObjectiveConfig, "chains": ChainConfig,
     "work": WorkConfig, "training": TrainingConfig, "restart": RestartConfig, "divergence": DivergenceConfig,
+    "score": ScoreConfig,
 }
 PART_OF = {field.name: part for part, kind in PARTS.items() for field in fields(kind)}  # by name of a field
 
@@ -45,6 +47,7 @@ class RunConfig:
     training: TrainingConfig
     restart: RestartConfig
     divergence: DivergenceConfig
+    score: ScoreConfig
 
     def __init__(self, preset: str = "paper", **given: object):  # parts, or fields of parts; others have their defaults
         for name in given:
@@ -57,6 +60,7 @@ class RunConfig:
             object.__setattr__(self, part, replace(given[part], **named) if part in given else kind(**named))
         check_types(self)
         check_together(self)
+        check_score(self)
 
     def __getattr__(self, name: str):  # asked for what is no attribute of the whole
         if name not in PART_OF:
@@ -101,7 +105,7 @@ class RunConfig:
         return energy_scale(self.aggregation, self.pixels)
 
     def objective(self, class_weights: tuple[float, ...] | None = None) -> Objective:
-        return self.loss.objective(self.energy_scale, class_weights)
+        return self.loss.objective(self.energy_scale, class_weights, self.score.term())
     def sampler(self) -> Sampler: return self.chains.sampler(self.pixels, self.energy_scale)
     def restart_policy(self) -> RestartPolicy: return self.restart.restart_policy(self.energy_scale)
     def criterion(self) -> DivergenceCriterion: return self.divergence.criterion(self.energy_scale)

@@ -85,7 +85,8 @@ def check_together(config: Any) -> None:  # of `07_experiments/08_config`, a Run
     if config.batch_size > config.train_images:
         raise ValueError(f"batch_size is {config.batch_size}: expected at most train_images, {config.train_images}")
     if config.batch_size > config.buffer_size:
-        raise ValueError(f"buffer_size is {config.buffer_size}: expected at least batch_size, {config.batch_size}")
+        raise ValueError(f"batch_size is {config.batch_size} with buffer_size {config.buffer_size}: expected a buffer "
+                         "of at least a batch; lower the one or raise the other")
     if config.joint_weight and not config.class_conditional:
         raise ValueError("joint_weight is positive with class_conditional False: chains of p(x, y) need class slots; "
                          "set class_conditional to True")

@@ -16,6 +16,7 @@ from ..data.datasets import splits_of
 from ..data.image_dataset import BLOCK_SIZE, BUFFER
 from ..energy.implausibility import Feedback
 from ..energy.objective import Objective, jem_objective
+from ..energy.score_matching import ScoreMatching
 from ..energy.sgld import LangevinSampler, Sampler
 from ..evaluation.final_evaluations import PROBES
 from .config_checks import ConfigPart, check_positive, option
@@ -40,6 +41,7 @@ class DataConfig(ConfigPart):
     labels_percent: float = option(100.0, "of the training images whose labels are known; p(x) sees all images")
     pad: int = option(4, "pixels of random shift", low=0)
     flip: bool = option(True, "whether half of the images are flipped")
+    turn: bool = option(False, "whether images are turned into one of eight positions")
     data_noise: float = option(0.03, "standard deviation, in the pixel range of [-1, 1]", low=0)
     evaluation_noise: float | None = option(None, "of validation images; None: that of training")
     plain_marginal: bool = option(False, "p(x) sees its images without shift, flip and noise")
@@ -126,12 +128,13 @@ class ObjectiveConfig(ConfigPart):
     def objective(
         self, energy_scale: float = 1.0,  # of an image's energy against a pixel's
         class_weights: tuple[float, ...] | None = None,
+        score: ScoreMatching = ScoreMatching(0.0),  # see `ScoreConfig`
     ) -> Objective:
         return jem_objective(
             self.classification_weight, self.marginal_weight, self.joint_weight, self.regularizer,
             self.regularizer_weight / energy_scale, self.reduction, self.aggregation, self.generation_loss,
             self.dice_weight, self.autocorrelation_weight, self.autocorrelation, energy_scale=energy_scale,
-            class_weights=class_weights)
+            class_weights=class_weights, score=score)
 
 # %% ../../nbs/07_experiments/07_config_parts.ipynb #7bea308a
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class TrainingConfig(ConfigPart):
     warmup_iterations: int = option(1000, "over which the rate grows", low=0)
     decay_epochs: tuple[int, ...] = option((160, 180), "after which the rate is multiplied by decay_factor")
     decay_factor: float = option(0.3, "of the rate", low=0, high=10)
+    cosine: bool = option(False, "whether the rate falls along a cosine over all epochs")
     gradient_norm_clip: float | None = option(None, "largest norm of all gradients together")
     sharpness: float = option(0.0, "rho of sharpness-aware steps")
     average_decay: float | None = option(None, "of averaged weights, which are evaluated")
@@ -219,8 +223,9 @@ class TrainingConfig(ConfigPart):
     def descent(self) -> Descent:
         return Descent(self.gradient_norm_clip, self.sharpness, self.average_decay)
 
-    def schedule(self) -> Schedule:
-        return Schedule(self.learning_rate, self.warmup_iterations, self.decay_epochs, self.decay_factor)
+    def schedule(self, iterations_per_epoch: int = 0) -> Schedule:
+        return Schedule(self.learning_rate, self.warmup_iterations, self.decay_epochs, self.decay_factor,
+                        self.epochs * iterations_per_epoch if self.cosine else 0)
 
 # %% ../../nbs/07_experiments/07_config_parts.ipynb #968228a3
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ from ..evaluation.segmentation_scores import correlograms, segmentation_scores
 from ..evaluation.subject import Subject
 from ..evaluation.training_features import TRAINING_FEATURES, fit_training_features
 from .config import RunConfig
+from ..networks.architectures import is_own
 from ..networks.context import InContext
+from ..networks.own_networks import reference_logits
 from .provenance import commit, processor, versions
 from .run_data import known_labels
 from ..training.divergence import side_that_ran
@@ -41,7 +43,7 @@ from ..training.watch_and_history import History
 # %% ../../nbs/07_experiments/13_run_record.ipynb #019ac7fb
 HISTORY = (
     "energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement",
-    "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight",
+    "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight", "score_matching",
 )
 
 # %% ../../nbs/07_experiments/13_run_record.ipynb #bef6c29f
@@ -210,6 +212,8 @@ def weights_and_description(
         given |= {"dataset": PurePath(config.dataset).name}
     seen = InContext(network, len(train.bands)) if train.segmentation else network  # as on a map
     features = fit_training_features(seen, train.images, validation.images, train.segmentation, config.seed)
+    own = is_own(config.network)  # whose code lies elsewhere, and may change
+    reference = {"reference_logits": reference_logits(network, len(train.bands), config.image_size)} if own else {}
     return network.state_dict() | {TRAINING_FEATURES: features.bank}, {
         "run_id": config.run_id,
         "config": given,
@@ -219,4 +223,4 @@ def weights_and_description(
         "fill": means,
         "energies": energy_percentiles(seen, validation.images),
         "distances": features.distances,
-    }
+    } | reference

@@ -21,7 +21,7 @@ from .config import PART_OF, RunConfig
 from .records import run_file
 from ..networks.architectures import is_own, is_segmentation, make_network
 from ..networks.layers import normalize_spectrum
-from ..networks.own_networks import own_network
+from ..networks.own_networks import OwnNetwork, own_network, reference_logits
 from ..networks.precision import device_of
 from ..training.checkpoint import CheckpointError, read_weights
 
@@ -72,8 +72,9 @@ def _without_weights(
     "A network into which weights can be read; ValueError where it is not the one that was trained."
     if not is_own(config.network):
         if given is not None:
-            raise CheckpointError(f"network is a {type(given).__name__}, and these weights are of {config.network}, "
-                                  "which has a name: expected none")
+            name = type(given).__name__ if isinstance(given, nn.Module) else getattr(given, "__name__", given)
+            raise CheckpointError(f"network is {name}, and these weights are of {config.network}, which has a name: "
+                                  "expected none")
         with torch.device("meta"):
             return make_network(config.network, bands, classes, config.activation, config.normalization)
     if given is None:
@@ -105,6 +106,16 @@ def _read_features(
     return features
 
 
+def _require_trained(network: OwnNetwork, bands: int, image_size: int, reference: list[float]) -> None:
+    "CheckpointError unless a network with the weights of training answers as the one that was trained."
+    expected, found = torch.tensor(reference), torch.tensor(reference_logits(network, bands, image_size))
+    largest, apart = float(expected.abs().max()), float((found - expected).abs().max())
+    if not apart <= 1e-3 * largest < float("inf"):
+        raise CheckpointError(f"network is a {network.title} that these weights fit, but its logits are not those of "
+                              f"the network that was trained: {apart:.2g} apart, where the largest is {largest:.2g}; "
+                              "expected the same module: undo what was changed in its code, such as an activation")
+
+
 def load_network(
     path: str | Path,
     # where a user's own was trained: the same module, with any weights, or what makes it of bands and classes
@@ -130,6 +141,8 @@ def load_network(
             network = normalize_spectrum(network.to_empty(device="cpu"), torch.Generator())
         network.load_state_dict(tensors, assign=True)
         network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        if is_own(config.network) and "reference_logits" in description:  # weights of earlier releases have none
+            _require_trained(network, len(bands), config.image_size, description["reference_logits"])
         return TrainedNetwork(
             network, config, classes, bands, pixels, tuple(description["fill"]), tuple(description["energies"]),
             description["data"], description["run_id"], features,

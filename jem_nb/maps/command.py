@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from .map_parts import scores_path
 from .stac_item import write_item
 from .windows import NO_CLASS, lay_out
 from .write_map import COMPRESSIONS, UNKNOWN, write_map
-from ..networks.network_file import network_from_file
+from ..networks.network_file import network_maker
 from ..training.checkpoint import CheckpointError
 
 # %% ../../nbs/09_maps/08_command.ipynb #fb490949
@@ -104,7 +103,7 @@ def _summary(path: Path, trained: TrainedNetwork) -> str:
 # %% ../../nbs/09_maps/08_command.ipynb #73fb9188
 def _make(given: argparse.Namespace) -> None:
     weights, output = find_weights(given.run), Path(given.output)
-    own = None if given.network is None else partial(network_from_file, given.network)
+    own = None if given.network is None else network_maker(given.network)
     trained = load_network(weights, own)
     if not given.quiet:
         with open_geotiff(given.raster) as file:

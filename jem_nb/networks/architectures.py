@@ -16,10 +16,15 @@ from torch import nn
 
 from .classifiers import ConvNet, EnergyNetwork, WideResNet
 from .layers import normalize_spectrum
+from .noise_conditional import NoiseConditionalJEM
+from .residual import ResidualNet
 from .u_nets import UNet, WideResNetUNet
 
 # %% ../../nbs/03_networks/04_architectures.ipynb #3cd1b945
-def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:  # the same network
+def initialize(
+    network: nn.Module, generator: torch.Generator,
+    zeros: bool = True,  # whether layers that a module's `begin_at_zero` names begin so
+) -> nn.Module:  # the same network
     "Draw the weights of all convolutions and linear layers from `generator`."
     with torch.no_grad():
         for module in network.modules():
@@ -27,6 +32,9 @@ def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:  # 
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 for parameter in module.parameters(recurse=False):
                     parameter.uniform_(-bound, bound, generator=generator)
+    for module in network.modules():
+        if zeros and hasattr(module, "begin_at_zero"):
+            module.begin_at_zero()
     return network
 
 # %% ../../nbs/03_networks/04_architectures.ipynb #f8f9d29a
@@ -34,6 +42,8 @@ def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:  # 
 NETWORKS: dict[str, type[EnergyNetwork]] = {
     "convnet-WIDTH": ConvNet,
     "wrn-DEPTH-WIDTH": WideResNet,
+    "resnet-WIDTH": ResidualNet,
+    "noise-conditional-WIDTH": NoiseConditionalJEM,
     "unet-WIDTH": UNet,
     "wrn-DEPTH-WIDTH-unet": WideResNetUNet,
 }
@@ -109,5 +119,7 @@ def build_network(
     normalization: str = "none",
 ) -> nn.Module:
     "A network by its name, with weights from the run's own generator."
-    network = initialize(make_network(name, bands, classes, activation, normalization), generator)
-    return normalize_spectrum(network, generator) if normalization == "spectral" else network
+    network = make_network(name, bands, classes, activation, normalization)
+    if normalization == "spectral":  # what is zero has no largest singular value to divide by
+        return normalize_spectrum(initialize(network, generator, zeros=False), generator)
+    return initialize(network, generator)

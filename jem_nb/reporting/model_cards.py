@@ -9,17 +9,20 @@ __all__ = ['FIGURES', 'siblings', 'card_figures', 'model_card', 'publish_model',
 import argparse
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from ..core.files import require_writable, write_bytes, write_text
 from ..evaluation.class_scores import rare_classes
 from ..experiments.config import RunConfig
 from ..experiments.records import each_record, read_record
 from ..experiments.trained_network import TrainedNetwork, find_weights, load_network
+from ..networks.architectures import is_own
+from ..networks.network_file import network_maker
 from .tables import markdown_table
 from .tensorboard import write_events
 from ..training.checkpoint import CheckpointError
@@ -107,14 +110,20 @@ def _limits(record: dict, alike: Sequence[dict]) -> list[str]:
     return lines
 
 # %% ../../nbs/08_reporting/17_model_cards.ipynb #90121d99
-_APPLICATION = [
-    "```python",
-    "from jem_nb.experiments.trained_network import load_network",
-    "logits = load_network('weights.safetensors').network(pixels)  # [B, bands, H, W] in [-1, 1]",
-    "```",
-    "",
-    "    jem-map weights.safetensors IN.tif OUT.tif",
-]
+def _application(trained: TrainedNetwork) -> list[str]:
+    own = is_own(trained.config.network)
+    said = [f"`module` is the {trained.network.title} that was trained, of any weights; FILE.py:FUNCTION builds it of "
+            "the numbers of bands and classes. Its code is not in the weights: give it along.", ""]
+    return [
+        *(said if own else []),
+        "```python",
+        "from jem_nb.experiments.trained_network import load_network",
+        f"trained = load_network('weights.safetensors'{', network=module' * own})",
+        "logits = trained.network(pixels)  # [B, bands, H, W] in [-1, 1]",
+        "```",
+        "",
+        f"    jem-map weights.safetensors IN.tif OUT.tif{' --network FILE.py:FUNCTION' * own}",
+    ]
 
 
 def _figures(config: RunConfig, record: dict, alike: Sequence[dict]) -> list[str]:
@@ -176,7 +185,7 @@ def model_card(
         "## Figures": _figures(config, record, alike),
         "## Classes": _classes(trained.classes, record),
         "## Limits": _limits(record, alike),
-        "## How to load and apply it": _APPLICATION,
+        "## How to load and apply it": _application(trained),
         "## Protocol": _protocol(config, record),
     }
     header = [
@@ -187,7 +196,10 @@ def model_card(
     )
 
 # %% ../../nbs/08_reporting/17_model_cards.ipynb #6f5d87a1
-def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) -> Path:  # the folder
+def publish_model(
+    run: str | Path, folder: str | Path, overwrite: bool = False,
+    network: nn.Module | Callable[[int, int], nn.Module] | None = None,  # a user's own, see `load_network`
+) -> Path:  # the folder
     "Put a finished run's weights and their card into a folder; what is there already is kept unless `overwrite`."
     run = Path(run)
     for name in ("weights.safetensors", "README.md"):
@@ -198,7 +210,7 @@ def publish_model(run: str | Path, folder: str | Path, overwrite: bool = False) 
         raise FileNotFoundError(
             f"{run} has no result.json: expected the folder of a finished run, whose record the card is written from"
         )
-    trained, folder = load_network(weights), require_writable(folder)
+    trained, folder = load_network(weights, network), require_writable(folder)
     alike = siblings(record, each_record(run.resolve().parent.name, run.resolve().parent.parent))
     write_bytes(folder / "weights.safetensors", weights.read_bytes())
     write_text(folder / "README.md", model_card(trained, record, alike))
@@ -214,13 +226,15 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("folder", metavar="FOLDER", help="where weights and card go")
+    parser.add_argument("--network", metavar="FILE.py:FUNCTION", help="what built a network of your own for training")
     parser.add_argument(
         "--events", action="store_true", help="add the history as TensorBoard event files, in FOLDER/events"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace weights.safetensors and README.md in FOLDER")
     given = parser.parse_args(arguments)
+    own = None if given.network is None else network_maker(given.network)
     try:
-        folder = publish_model(given.run, given.folder, given.overwrite)
+        folder = publish_model(given.run, given.folder, given.overwrite, own)
         if given.events:
             write_events(given.run, folder / "events")
     except (ValueError, OSError, ImportError, CheckpointError) as error:

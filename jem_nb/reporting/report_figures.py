@@ -32,13 +32,14 @@ def _lines(
     panel: plt.Axes,
     x: Sequence,
     lines: Mapping[str, tuple[Sequence, str]],  # values and colour by label
+    **legend,  # options of the legend
 ) -> None:
     for label, (values, color) in lines.items():
         values = np.array(values, float)
         if np.isfinite(values).any():
             panel.plot(x, values, ".-" if len(values) < 30 else "-", color=color, linewidth=1, label=label)
     if panel.lines:
-        for text in panel.legend().get_texts():
+        for text in panel.legend(**legend).get_texts():
             text.set_parse_math(False)
 
 
@@ -53,18 +54,29 @@ def _scores(evaluations: Sequence[Mapping], classes: Sequence[str]) -> dict[str,
     return lines
 
 # %% ../../nbs/08_reporting/19_report_figures.ipynb #1f99385c
+def _even(record: Mapping) -> dict[str, Sequence]:
+    "A run's history at equal distances; it also keeps all of the last iterations, which show how a run diverged."
+    history, completed = record["history"], record["status"] == "completed"
+    iterations = np.array(history["iteration"])
+    if not completed or len(iterations) < 2:
+        return dict(history)
+    kept = (iterations - iterations[0]) % (iterations[1] - iterations[0]) == 0
+    return {name: [value for value, keep in zip(values, kept) if keep] for name, values in history.items()}
+
+
 @plt.rc_context(STYLE)
 def plot_curves(record: Mapping) -> Figure:
     "Scores, losses, energies and their gap over the epochs of a run; where it diverged is marked."
-    history, evaluations, config = record["history"], record["evaluations"], record["config"]
+    history, evaluations, config = _even(record), record["evaluations"], record["config"]
     epochs = np.array(history["iteration"], float) / record["iterations_per_epoch"]
     evaluated = [entry["epoch"] for entry in evaluations]
     nothing = [None] * len(epochs)
     rows = 1 + any(name in history for name in ("energy_real", "gap"))
     figure, axes = new_panels(rows, 2, (9, 2.4 * rows))
     scores, losses = axes[0]
-    _lines(scores, evaluated, _scores(evaluations, classes_of(record)))
-    scores.set(title="validation (%)", ylim=(0, 100))
+    _lines(scores, evaluated, _scores(evaluations, classes_of(record)), loc="upper center", ncols=3, columnspacing=1,
+           handlelength=1.2)
+    scores.set(title="validation (%)", ylim=(0, 118), yticks=range(0, 101, 25))  # with room for the legend above 100
     losses.plot(epochs, np.array(history.get("classification", nothing), float), color=BLUE, linewidth=0.7,
                 label="training")
     _lines(losses, evaluated, {"validation": ([entry.get("validation_loss") for entry in evaluations], BLACK)})
@@ -106,9 +118,9 @@ def plot_reliability(sums: Sequence[Sequence[float]]) -> Figure | None:  # of `r
     edges, held = np.linspace(0, 100, len(sums) + 1), count > 0
     figure, ((panel,), (below,)) = new_panels(2, 1, (4.4, 3.6), sharex=True, height_ratios=(3, 1))
     width = {"width": np.diff(edges)[held], "align": "edge", "edgecolor": "#ffffff"}
-    panel.bar(edges[:-1][held], 100 * right[held] / count[held], color=BLUE, label="right (%)", **width)
+    panel.bar(edges[:-1][held], 100 * right[held] / count[held], color=BLUE, label="right", **width)
     panel.plot(100 * confidence[held] / count[held], 100 * right[held] / count[held], ".", color=BLACK,
-               label="mean confidence")
+               label="right, at their mean confidence")
     panel.plot((0, 100), (0, 100), "--", color=VERMILION, linewidth=1, label="as sure as right")
     below.bar(edges[:-1][held], 100 * count[held] / count.sum(), color="#999999", **width)
     error = 100 * np.abs(confidence - right).sum() / count.sum()

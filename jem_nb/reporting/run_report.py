@@ -19,7 +19,7 @@ from ..evaluation.class_scores import ERROR_COLUMNS
 from ..evaluation.segmentation import intersection_over_union
 from ..experiments.config import RunConfig
 from ..experiments.records import read_record, run_file
-from .page_parts import drawn, legend, page, picture, table, text
+from .page_parts import drawn, legend, page, picture, spaced, table, text
 from .report_figures import map_of, plot_confusion, plot_curves, plot_map, plot_reliability
 from .run_words import classes_of, data_name, findings, next_steps, samples_in_words, verdict
 from .stored_pictures import open_picture
@@ -107,7 +107,8 @@ def _samples(record: Mapping, folder: Path) -> str:
     "What its chains drew, with what that is worth said first."
     shown = []
     for name in (name for name in SAMPLES if run_file(folder, name) is not None):
-        sheet = open_picture(folder / name)
+        whole, side = name in ("samples.png", "neighbours.jpg"), record["config"]["image_size"]
+        sheet = spaced(open_picture(folder / name), side if whole else min(side, 64))  # of others a corner is kept
         drawn_by = f"{picture(sheet, 'samples', _fitted(sheet))}<figcaption>{SAMPLES[name]}</figcaption>"
         shown.append(f"<figure>{drawn_by}</figure>")
     chains = record["config"].get("marginal_weight") or record["config"].get("joint_weight")
@@ -121,6 +122,7 @@ def _maps(record: Mapping, folder: Path) -> str:
         parts.append(f"<p>{text(path.name)}</p>" + drawn(plot_map(path, classes), "a map"))
     if run_file(folder, "maps.png") is not None:
         rows, sheet = ", ".join(map(text, record.get("map_rows", ()))), open_picture(folder / "maps.png")
+        sheet = spaced(sheet, record["config"]["image_size"])
         parts.append(f"<p>Validation images, from top to bottom: {rows}.</p>"
                      + picture(sheet, "predicted maps", _fitted(sheet, 640)))
     return legend(classes) + "".join(parts) if parts else ""

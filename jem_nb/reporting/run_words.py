@@ -83,11 +83,12 @@ def findings(record: Mapping) -> list[str]:
     name = "validation_accuracy" if evaluations[-1].get("validation_miou") is None else "validation_miou"
     values = [evaluation[name] for evaluation in evaluations if evaluation.get(name) is not None]
     best = max(evaluations, key=lambda evaluation: evaluation.get(name) or 0.0)
+    data, config = record["data"], record["config"]
     if values and values[-1] < max(values) - 2:
-        said.append(f"It was better before: {score_in_words(best)} after epoch {best['epoch']}.")
+        said.append(f"It was better before: {score_in_words(best)} after epoch {best['epoch']}, and the weights of the "
+                    f"last epoch are kept. {_remedy(config, best['epoch'])}")
     elif len(values) > 4 and values[-1] > max(values[: -len(values) // 4]) + 1:
         said.append("Its score was still rising at the end: more epochs may help.")
-    data, config = record["data"], record["config"]
     if without := data.get("unlabelled_images"):
         learnt = config["marginal_weight"] and config.get("unlabelled_images", True)
         what = "p(x) alone" if learnt else "nothing"
@@ -95,6 +96,20 @@ def findings(record: Mapping) -> list[str]:
     if skipped := data.get("skipped"):
         said.append(f"{len(skipped):,} of {data['files']:,} files could not be read and were left out.")
     return said + _findings_of_classes(record) + [samples_in_words(record)[1]]
+
+
+def _remedy(config: Mapping, epoch: int) -> str:
+    "How to have the weights of an epoch before the last."
+    slower = f"--set learning_rate={_third(config['learning_rate']):g}"
+    if not epoch:
+        return f"A lower rate may help: {slower}."
+    # chains that grow to their full length at the end have another course where the end is another one
+    same = ", which takes the same course and ends there" if config.get("first_steps") is None else ""
+    return f"To have those, train again with --epochs {epoch}{same}; or with a lower rate: {slower}."
+
+
+def _third(rate: float) -> float:
+    return float(f"{rate / 3:.1g}")
 
 
 def _findings_of_classes(record: Mapping) -> list[str]:
@@ -140,16 +155,17 @@ def next_steps(record: Mapping, folder: str | Path) -> list[tuple[str, str]]:  #
     "What may be done with a finished run."
     run, config = shlex.quote(plain(place_of(folder))), record["config"]
     own = is_own(str(config["network"]))
-    if record["status"] == "completed" and own:
-        return [("Map a GeoTIFF, with what built the network:",
-                 f"jem-map {run} image.tif {run}/map.tif --network FILE.py:FUNCTION"),
-                ("Load it in Python, with the module that was handed over:",
-                 f"load_network({json.dumps(plain(place_of(folder)) + '/weights.safetensors')}, network=module)")]
     if record["status"] == "completed":
-        return [("Map a GeoTIFF:", f"jem-map {run} image.tif {run}/map.tif"),
-                ("Write this page again, then with that map:", f"jem-report {run}"),
-                ("Make a folder to give away, weights and model card:", f"jem-model {run} model")]
-    fields = {"learning_rate": float(f"{config['learning_rate'] / 3:.1g}")} if config.get("preset") == "stable" else {}
+        built = ", with the file and function that built the network for training" * own
+        network, weights = " --network FILE.py:FUNCTION" * own, plain(place_of(folder)) + "/weights.safetensors"
+        steps = [(f"Map a GeoTIFF{built}:", f"jem-map {run} image.tif {run}/map.tif{network}"),
+                 ("Write this page again, then with that map:", f"jem-report {run}"),
+                 (f"Make a folder to give away, weights and model card{built}:", f"jem-model {run} model{network}")]
+        in_python = ("Load it in Python, with the module that was handed over:",
+                     "from jem_nb.experiments.trained_network import load_network; "
+                     f"trained = load_network({json.dumps(weights)}, network=module)")
+        return [*steps, in_python] if own else steps
+    fields = {"learning_rate": _third(config["learning_rate"])} if config.get("preset") == "stable" else {}
     why = "with a third of the learning rate" if fields else "with the preset that diverged least in our experiments"
     if str(config["dataset"]).endswith(".json") and not own:
         given = "".join(f" --set {name}={value:g}" for name, value in fields.items())
@@ -160,4 +176,5 @@ def next_steps(record: Mapping, folder: str | Path) -> list[tuple[str, str]]:  #
         name, handed = "scene_maps" if "segmentation" in record else "scenes", f", data=(train, validation){handed}"
         given += f", image_size={config['image_size']}"
     return [(f"Train again, in Python, {why}:",
+             "from jem_nb.experiments.presets import make_config; from jem_nb.experiments.run import run; "
              f"run(make_config('stable', {json.dumps(name)}{given}), 'again', 'jem_runs'{handed})")]

@@ -9,6 +9,7 @@ __all__ = ['make_parser', 'main']
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from rasterio.errors import RasterioError
 
-from ..core.files import write_bytes
+from ..core.files import require_writable, write_bytes
 from ..data.datasets import DATASETS
 from ..data.describe import add_unlabelled, describe, is_described, summary, usual_split, write_description
 from ..data.image_dataset import ImageDataset
@@ -33,6 +34,12 @@ from .run_words import findings, next_steps, verdict
 from ..training.checkpoint import CheckpointError
 
 # %% ../../nbs/08_reporting/23_train_command.ipynb #c4c514cc
+def _thread_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     "What the command line understands."
     parser = argparse.ArgumentParser(
@@ -52,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="to which images are brought (that of the "
                                                                          "preset)")
     parser.add_argument("--split", help="how validation images are told from others (the usual one of the data)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    parser.add_argument("--seed", type=int, help="of everything random (0)")
     parser.add_argument("--class-weights", metavar="WEIGHTS", help="'balanced' makes rare classes count more; or "
                                                                    "numbers")
     parser.add_argument("--unlabelled", metavar="PLACE", help="images without labels, where DATA is a folder: a folder "
@@ -61,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="any other setting, such as marginal_weight=1.0; may be given several times")
     parser.add_argument("--runs", metavar="FOLDER", default="jem_runs", help="where runs lie (%(default)s)")
     parser.add_argument("--name", help="of the folder of these runs in there (that of DATA)")
-    parser.add_argument("--threads", type=int, help="of the processor (all cores)")
+    parser.add_argument("--threads", type=_thread_number, help="of the processor (all cores)")
     parser.add_argument("--quiet", action="store_true", help="say nothing but the end and errors")
     return parser
 
@@ -91,7 +98,7 @@ def _described(given: argparse.Namespace) -> str:
         return str(path)
     description = describe(given.data, given.unlabelled)
     _say(given, summary(description))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path.parent)
     write_description(description, path)
     _say(given, f"written: {path}; correct it where a guess is wrong, and start again")
     return str(path)
@@ -127,10 +134,16 @@ def _fields(given: argparse.Namespace) -> dict:
     if given.network is not None and not is_network_file(given.network):
         named["network"] = given.network
     found = {name: value for name, value in named.items() if value is not None}
+    said = {"dataset": f"DATA {given.data}", "preset": f"--preset {given.preset}"}
+    said |= {name: f"--{name.replace('_', '-')} {value}" for name, value in found.items()}
+    said |= {"network": f"--network {given.network}"} if given.network is not None else {}
     for text in given.fields:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text!r}: expected FIELD=VALUE, such as marginal_weight=1.0")
+        if name in said:
+            raise ValueError(f"{name} is given twice, by {said[name]} and by --set {text}: expected once")
+        said[name] = f"--set {text}"
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -211,5 +224,5 @@ def main(arguments: Sequence[str] | None = None) -> int:  # exit code
         print(*findings(record), sep="\n")
     print(f"run: {folder}\npage: {page}")
     for what, command in next_steps(record, folder):
-        print(f"{what}\n  {command.replace('FILE.py:FUNCTION', given.network or '')}")
+        print(f"{what}\n  {command.replace('FILE.py:FUNCTION', shlex.quote(given.network or ''))}")
     return 0 if record["status"] == "completed" else 1

@@ -6,6 +6,7 @@
 __all__ = ['Descent', 'Schedule']
 
 # %% ../../nbs/06_training/02_optimization.ipynb #6727495a
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,14 +66,17 @@ class Descent:
 # %% ../../nbs/06_training/02_optimization.ipynb #9bcd4c90
 @dataclass(frozen=True)
 class Schedule:
-    "Learning rate: a linear warm-up, then steps down at given epochs."
+    "Learning rate: a linear warm-up, then steps down at given epochs, or along a cosine."
 
     learning_rate: float = 1e-4
     warmup_iterations: int = 1000  # 0: none
     decay_epochs: tuple[int, ...] = (160, 180)  # completed epochs after which the rate is multiplied by decay_factor
     decay_factor: float = 0.3
+    cosine_iterations: int = 0  # over which the rate falls along a cosine, to a fiftieth; 0: it does not
 
     def __call__(self, iteration: int, epoch: int) -> float:  # both count from 0
         "The rate of one iteration, from its place alone, so that nothing needs to be remembered."
         warmup = min(1.0, (iteration + 1) / self.warmup_iterations) if self.warmup_iterations else 1.0
-        return self.learning_rate * warmup * self.decay_factor ** sum(epoch >= decay for decay in self.decay_epochs)
+        steps = self.decay_factor ** sum(epoch >= decay for decay in self.decay_epochs)
+        share = min(1.0, iteration / self.cosine_iterations) if self.cosine_iterations else 0.0
+        return self.learning_rate * warmup * steps * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)

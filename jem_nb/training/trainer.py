@@ -80,7 +80,12 @@ class Trainer(TrainingState):
             real = self.batches.unlabelled(self.epoch, number, self.plain_marginal)
         real = None if real is None else self.economy.resolution(real.to(device), self.epoch)
         samples = self._walk(labels, number, device, images if real is None else real)
-        return TrainingBatch(images, labels, real=real, **samples)
+        batch = TrainingBatch(images, labels, real=real, **samples)
+        for term in self.objective.terms:
+            again = [self.attempt] if self.attempt else []
+            drawn = named_generator(self.seed, term.name, self.epoch, number, *again, *self.ranks.names(), device=device)
+            batch = term.prepare(batch, drawn)
+        return batch
 
     def _walk(self, labels: Tensor, number: int, device: str, real: Tensor) -> dict[str, Tensor]:  # of a TrainingBatch
         "Samples of p(x) and p(x, y), as far as the objective asks for them."
