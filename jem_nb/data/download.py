@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..core.files import locked
 
 # %% ../../nbs/02_data/06_download.ipynb #031442d5
-class ArchiveError(Exception):
+class ArchiveError(RuntimeError):
     "A download or an archive that cannot be trusted; the message says which, why, and what to do."
 
 # %% ../../nbs/02_data/06_download.ipynb #893adb70

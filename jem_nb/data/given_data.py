@@ -72,6 +72,8 @@ def _label_of(given: Any, where: str) -> int | str | np.ndarray:  # or [H, W]
     label = np.asarray(given) if not isinstance(given, torch.Tensor) else given.detach().cpu().numpy()
     if label.ndim == 3 and label.shape[0] == 1:
         label = label[0]
+    if label.ndim == 2 and label.dtype.kind == "i":  # of pixels, whose own number for none is a byte's
+        label = np.where(label == UNLABELLED, np.int64(IGNORED), label)
     if label.dtype.kind not in "uib" or label.ndim not in (0, 2):
         raise ValueError(f"the label of {where} is {label.dtype} of shape {list(label.shape)}: expected a whole "
                          "number, a name, or [H, W] with a whole number for each pixel")
@@ -80,8 +82,9 @@ def _label_of(given: Any, where: str) -> int | str | np.ndarray:  # or [H, W]
 # %% ../../nbs/02_data/32_given_data.ipynb #e0a0c25f
 def _items(given: Any, role: str) -> tuple[list[np.ndarray], list]:
     "All images and labels of a pair of arrays, or of a data set with a length."
-    if isinstance(given, (tuple, list)) and len(given) == 2 and hasattr(given[0], "__len__") and (
-            given[1] is None or hasattr(given[1], "__len__")):
+    pair = isinstance(given, (tuple, list)) and len(given) == 2 and hasattr(given[0], "__len__") and (
+        given[1] is None or hasattr(given[1], "__len__"))
+    if pair:
         images, labels = given[0], given[1] if given[1] is not None else [None] * len(given[0])
         if len(images) != len(labels):
             raise ValueError(f"{role} has {len(images):,} images and {len(labels):,} labels: expected as many")
@@ -91,7 +94,10 @@ def _items(given: Any, role: str) -> tuple[list[np.ndarray], list]:
     else:
         raise TypeError(f"{role} is a {type(given).__name__}: expected (images, labels), or a data set with a length "
                         "and items")
-    count, found, known = len(given[0] if isinstance(given, (tuple, list)) else given), [], []
+    count = len(images) if pair else len(given)
+    if not count:
+        raise ValueError(f"there are 0 {role}s: expected 1 or more, each with its label; look where they were read")
+    found, known = [], []
     for number, (image, label) in enumerate(pairs):
         where = f"{role} {number}"
         found.append(image_of(image, where))
@@ -101,8 +107,6 @@ def _items(given: Any, role: str) -> tuple[list[np.ndarray], list]:
         if found[-1].shape != found[0].shape or found[-1].dtype != found[0].dtype:
             raise ValueError(f"{where} is {found[-1].dtype} {list(found[-1].shape)}, and {role} 0 is {found[0].dtype} "
                              f"{list(found[0].shape)}: expected one type and size; resize or cut them")
-    if not found:
-        raise ValueError(f"{role} is empty: expected images")
     return found, known
 
 # %% ../../nbs/02_data/32_given_data.ipynb #343ee99a
@@ -137,7 +141,7 @@ def _numbers(labels: Sequence, classes: tuple[str, ...], size: tuple[int, int], 
             label = int(label[wrong][0]) if wrong.any() else label
         if maps != isinstance(label, np.ndarray) and label != UNLABELLED or (
                 not isinstance(label, np.ndarray) and not UNLABELLED <= label < len(classes)):
-            none = f"{IGNORED} for pixels" if maps else f"{UNLABELLED} for images"
+            none = f"{IGNORED} or {UNLABELLED} for pixels" if maps else f"{UNLABELLED} for images"
             raise ValueError(f"a label of {role} {number} is {label}: expected 0 to {len(classes) - 1}, or {none} "
                              f"without a label, for there are {len(classes)} classes")
         if not (maps and isinstance(label, int)):
@@ -197,15 +201,15 @@ def given_datasets(
 ) -> tuple[ImageDataset, ImageDataset]:  # for training, for validation; both named after the digest of their content
     "Images that a program hands over as data sets; ValueError names what does not fit."
     images, labels = _items(train, "training image")
-    names = _class_names(train, labels, classes)
+    names, count = _class_names(train, labels, classes), len(images)
     if unlabelled is not None:
         images += [_image_alone(unlabelled[number], f"unlabelled image {number}") for number in range(len(unlabelled))]
         labels += [UNLABELLED] * len(unlabelled)
     others, known = _items(validation, "validation image")
-    for role, some in (("unlabelled or training", images), ("validation", others)):
+    for role, some in (("an unlabelled", images[count:]), ("a validation", others)):
         for image in some:
             if image.shape != images[0].shape or image.dtype != images[0].dtype:
-                raise ValueError(f"a {role} image is {image.dtype} {list(image.shape)}, and training image 0 is "
+                raise ValueError(f"{role} image is {image.dtype} {list(image.shape)}, and training image 0 is "
                                  f"{images[0].dtype} {list(images[0].shape)}: expected one type and size for all")
     if len(names) < 2:
         raise ValueError(f"the labels name {len(names)} class: expected at least 2")

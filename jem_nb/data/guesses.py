@@ -21,7 +21,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
 from .geotiff import check_content, open_geotiff
-from .image_files import IMAGE_ENDINGS, ImageFileError, look_at, read_image_file
+from .image_files import IMAGE_ENDINGS, ImageFacts, ImageFileError, hidden_bands, look_at
 from .scene_description import SceneDescription
 from .scene_files import PARTS, images_below, read_table
 from .tile_description import GEOTIFF, MOST_CLASSES, PNG, TileDescription, keys_of
@@ -162,7 +162,7 @@ def guess_table(root: Path) -> SceneDescription | None:
 # %% ../../nbs/02_data/33_guesses.ipynb #4e3a1c0d
 _MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "ground_truth", "groundtruth",
                "seg", "segmentation", "lbl")
-_MOST_MASKS = 50  # that are read
+_MOST_MASKS = _MOST_LOOKED_AT = 50  # masks, and images, that are read
 
 
 def _expressions(stems: list[str]) -> list[str]:
@@ -260,15 +260,21 @@ def guess_tiles(root: Path) -> TileDescription | None:
     return None
 
 
-def bands_of(path: Path) -> dict[str, int]:
-    "Names and positions of an image's bands; of one that is marked as transparency, too, where it holds other values."
-    facts = look_at(path)
-    found = dict(zip(facts.bands, facts.numbers))
-    if facts.count > len(found):
-        with contextlib.suppress(ImageFileError):  # it is transparency
-            read_image_file(path, tuple(range(1, facts.count + 1)))
-            found |= {f"band_{number}": number for number in range(1, facts.count + 1) if number not in facts.numbers}
-    return found
+def bands_of(paths: Sequence[Path]) -> tuple[dict[str, int], ImageFacts]:  # positions by name; the facts of one
+    """The bands of images, as the first of them that can be read says; and those marked as transparency that hold other
+    values in any of 50. ImageFileError where none can be read."""
+    first, hidden, error = None, set(), ImageFileError("no images: expected some")
+    for path in paths[:: max(1, -(-len(paths) // _MOST_LOOKED_AT))]:
+        try:
+            facts = look_at(path)
+            if facts.count > len(facts.bands):
+                hidden |= set(hidden_bands(path))
+            first = first or facts
+        except ImageFileError as damaged:
+            error = damaged
+    if first is None:
+        raise error
+    return dict(zip(first.bands, first.numbers)) | {f"band_{number}": number for number in sorted(hidden)}, first
 
 
 def _tiles(
@@ -276,7 +282,7 @@ def _tiles(
 ) -> TileDescription:
     "The description of images and masks, from where they lie and their files."
     (images, there), (labels, masks) = of_images, of_labels
-    facts, (counts, coloured) = look_at(there[0]), mask_values(masks)
+    (bands, facts), (counts, coloured) = bands_of(there), mask_values(masks)
     values = sorted(counts)
     if len(values) < 2:
         raise ValueError(f"the masks in {labels} hold {values} alone: expected 2 different values or more, for so many "
@@ -284,7 +290,7 @@ def _tiles(
     names = {f"#{value:06x}": f"colour_{value:06x}" for value in values} if coloured else {
         int(value): f"class_{int(value)}" for value in values}
     return TileDescription(
-        images=images, labels=labels, bands=bands_of(there[0]),
+        images=images, labels=labels, bands=bands,
         classes=tuple(names.values()), source=str(root), image_key=keys[0], label_key=keys[1],
         range=None if facts.type == "uint8" else "percentile",
         unlabelled=images if len(there) > len(masks) else None, **{"colours" if coloured else "values": names})

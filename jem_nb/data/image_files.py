@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'LARGEST_IMAGE', 'ImageFileError', 'ImageFacts', 'kind_of', 'open_tiff', 'facts_of', 'look_at',
-           'read_image_file']
+           'read_image_file', 'hidden_bands']
 
 # %% ../../nbs/02_data/11_image_files.ipynb #35cddb64
 import struct
@@ -22,7 +22,7 @@ from rasterio import DatasetReader
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from .data_mask import TRANSPARENCY, alpha_bands, check_alpha, check_beside, data_mask
+from .data_mask import TRANSPARENCY, alpha_bands, check_alpha, check_beside, data_mask, transparency_share
 from .geotiff import check_content, open_geotiff, scaling_of
 from .pixel_values import metres_per_pixel
 
@@ -269,7 +269,7 @@ def _read_raster(
     check_alpha(file, numbers, tuple(f"band_{number}" for number in numbers), values)
     for band in alpha_bands(file) if bands is None and file.driver == "GTiff" else ():
         alpha = file.read(band)
-        if (share := np.isin(alpha, (0, alpha.max())).mean()) < TRANSPARENCY:
+        if (share := transparency_share(alpha)) < TRANSPARENCY:
             raise ImageFileError(
                 f"band {band} is marked as alpha, and {100 * (1 - share):.0f} % of its values are neither 0 nor "
                 f"{alpha.max()}, as those of near infrared are: say in 'bands' which to read"
@@ -297,3 +297,13 @@ def read_image_file(
             values, valid = _read_picture(image)
         values = values if bands is None else values[[band - 1 for band in bands]]
         return values, valid if nodata is None else valid & ~(values == nodata).all(axis=0)
+
+
+def hidden_bands(path: str | Path) -> tuple[int, ...]:  # from 1
+    "The bands of a TIFF that are marked as alpha and vary as those of an image do; a PNG or JPEG has none."
+    path = Path(path)
+    with _in_words(path):
+        if kind_of(path) != "TIFF":
+            return ()
+        with open_tiff(path) as file:
+            return tuple(band for band in alpha_bands(file) if transparency_share(file.read(band)) < TRANSPARENCY)

@@ -16,8 +16,10 @@ from rasterio import DatasetReader
 from rasterio.transform import Affine
 
 from ..core.messages import did_you_mean
-from .data_mask import check_alpha, check_beside, data_mask
-from .geotiff import check_content, open_geotiff, scaling_of
+from jem_nb.data.data_mask import (
+    TRANSPARENCY, alpha_bands, check_alpha, check_beside, data_mask, transparency_share,
+)
+from .geotiff import check_content, names_in_words, open_geotiff, scaling_of
 from .image_files import look_at, read_image_file
 from .tile_description import GEOTIFF, TileDescription
 
@@ -31,6 +33,8 @@ class ImageRaster:
     crs: str  # "" where the raster has no place on Earth
     transform: Affine
     scaling: tuple[tuple[float, float], ...] | None  # of each band, by the file's tags
+    count: int  # of bands in the file
+    hidden: tuple[int, ...] = ()  # bands that are not chosen, are marked as alpha, and vary as those of an image do
 
 
 def _position(name: str, band: int | str, descriptions: tuple, path: Path) -> int:  # from 1
@@ -40,7 +44,7 @@ def _position(name: str, band: int | str, descriptions: tuple, path: Path) -> in
             near = did_you_mean(band, [text for text in descriptions if text])
             raise ValueError(
                 f"{path}: {descriptions.count(band)} bands are described as {band!r}, expected one, for {name!r}; the "
-                f"file has {descriptions}.{near}"
+                f"file has {len(descriptions)} bands ({names_in_words(descriptions)}).{near}"
             )
         return descriptions.index(band) + 1
     if not 1 <= band <= len(descriptions):
@@ -75,7 +79,9 @@ def read_image(
         valid = data_mask(file, pixels, bands, description.nodata, window)
         place = file.transform @ Affine.translation(0, first)
         crs = "" if nowhere else file.crs.to_string()
-        return ImageRaster(path, pixels, valid, crs, place, scaling_of(file, bands))
+        hidden = tuple(band for band in alpha_bands(file) if band not in bands
+                       and transparency_share(file.read(band, window=window)) < TRANSPARENCY)
+        return ImageRaster(path, pixels, valid, crs, place, scaling_of(file, bands), file.count, hidden)
 
 
 def _read_picture(description: TileDescription, path: Path) -> ImageRaster:
@@ -86,7 +92,7 @@ def _read_picture(description: TileDescription, path: Path) -> ImageRaster:
     with Image.open(path) as picture:
         if picture.getexif().get(274, 1) != 1:
             raise ValueError(f"{path} is to be turned, by its EXIF orientation, and labels are not: save it upright")
-    return ImageRaster(path, pixels, valid, "", Affine.identity(), None)
+    return ImageRaster(path, pixels, valid, "", Affine.identity(), None, facts.count)
 
 
 def _not_placed(file: DatasetReader) -> str:
@@ -114,6 +120,10 @@ def check_alike(image: ImageRaster, first: ImageRaster) -> None:
             f"{image.path} has pixels of type {image.pixels.dtype} and {first.path} of {first.pixels.dtype}: expected "
             "one for all files; convert some of them"
         )
+    if image.hidden and image.count > first.count:
+        raise ValueError(f"{image.path} has {image.count} bands, of which number {image.hidden[0]} is marked as alpha "
+                         f"and varies as light does, and {first.path} has {first.count}: expected the same bands in "
+                         "all files; make two data sets of them, or leave it out with gdal_translate -b 1 -b 2 -b 3")
     if image.scaling != first.scaling:
         raise ValueError(
             f"{image.path} has scale and offset {image.scaling or 'none'} in its tags and {first.path} has "

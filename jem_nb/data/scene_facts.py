@@ -7,7 +7,7 @@ __all__ = ['MOST_SKIPPED', 'check_skipped', 'few_of', 'reason_of', 'SceneFacts',
 
 # %% ../../nbs/02_data/13_scene_facts.ipynb #c5cde223
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..core.identity import run_id
 from ..core.paths import cache_folder
 from .cache import cached_array, folder_checksum
 from .data_mask import files_beside
-from .image_files import ImageFacts, ImageFileError, look_at, read_image_file
+from .image_files import ImageFacts, ImageFileError, hidden_bands, look_at, read_image_file
 from .scene_description import SceneDescription
 from .scene_files import SceneFiles
 
@@ -72,8 +72,8 @@ def _checksum(files: SceneFiles) -> str:
     return folder_checksum(files.root, every + beside)
 
 
-def _kind(facts: ImageFacts) -> tuple:
-    return len(facts.bands), facts.type, facts.scaling
+def _kind(facts: ImageFacts, hidden: int = 0) -> tuple:  # `hidden`: bands more than the file says
+    return len(facts.bands) + hidden, facts.type, facts.scaling
 
 
 def _in_short(kind: tuple) -> str:
@@ -81,6 +81,21 @@ def _in_short(kind: tuple) -> str:
     return f"{count} band{'s' * (count > 1)} of {of_type}" + f", scale and offset {scaling}" * (scaling is not None)
 
 # %% ../../nbs/02_data/13_scene_facts.ipynb #820756c6
+def _hidden(files: SceneFiles, found: dict[int, ImageFacts], problems: dict[int, str]) -> Counter:  # by number
+    "How many bands marked as alpha are none, where images with and without an alpha band would be taken for alike."
+    counts, hidden = defaultdict(set), Counter()
+    for facts in found.values():
+        counts[_kind(facts)].add(facts.count)
+    for number, facts in list(found.items()):
+        if facts.count > len(facts.bands) and len(counts[_kind(facts)]) > 1:
+            try:
+                hidden[number] = len(hidden_bands(files.root / files.every[number]))
+            except ImageFileError as error:
+                problems[number] = reason_of(error, files.root, files.every[number])
+                del found[number]
+    return hidden
+
+
 def _look_at_all(files: SceneFiles) -> tuple[np.ndarray, dict]:  # float64 `[N, 7]`
     "The heads of all files, and JSON types that hold for all."
     found, problems, names = {}, {}, files.every
@@ -89,19 +104,24 @@ def _look_at_all(files: SceneFiles) -> tuple[np.ndarray, dict]:  # float64 `[N, 
             found[number] = look_at(files.root / name)
         except ImageFileError as error:
             problems[number] = reason_of(error, files.root, name)
+    hidden = _hidden(files, found, problems)
     if not found:
         raise ValueError(f"{files.root}: none of {len(names):,} images can be read: {next(iter(problems.values()))}")
-    usual, _ = Counter(map(_kind, found.values())).most_common(1)[0]
+    kinds = {number: _kind(facts, hidden[number]) for number, facts in found.items()}
+    usual, _ = Counter(kinds.values()).most_common(1)[0]
     rows, systems = np.full((len(names), 7), np.nan), [""] * len(names)
     for number, facts in found.items():
-        if _kind(facts) != usual:
-            problems[number] = f"{names[number]}: it has {_in_short(_kind(facts))}, and most have {_in_short(usual)}"
+        if kinds[number] != usual:
+            light = (", one marked as alpha that varies as light does (gdal_translate -b 1 -b 2 -b 3 leaves it out)"
+                     * (hidden[number] > 0))
+            problems[number] = (f"{names[number]}: it has {_in_short(kinds[number])}{light}, and most have "
+                                f"{_in_short(usual)}")
             continue
         rows[number, :2] = facts.height, facts.width
         if facts.bounds is not None:
             rows[number, 2:6], systems[number] = facts.bounds, facts.crs
         rows[number, 6] = np.nan if facts.metres is None else facts.metres
-    first = next(facts for facts in found.values() if _kind(facts) == usual)
+    first = next(facts for number, facts in found.items() if kinds[number] == usual)
     different = sorted(set(systems))
     details = {"systems": different, "system_of": [different.index(system) for system in systems],
                "problems": {str(number): problems[number] for number in sorted(problems)}, "bands": list(first.bands),
@@ -112,7 +132,7 @@ def _look_at_all(files: SceneFiles) -> tuple[np.ndarray, dict]:  # float64 `[N, 
 def look_at_scenes(files: SceneFiles, description: SceneDescription) -> SceneFacts:
     "What all files are, from their heads; ValueError where they cannot be one data set."
     sha256 = _checksum(files)
-    entry = f"scene-heads-1-{sha256[:16]}-{run_id({'raster': files.raster})}"
+    entry = f"scene-heads-2-{sha256[:16]}-{run_id({'raster': files.raster})}"
     rows, details = cached_array(entry, lambda: _look_at_all(files))
     problems = {int(number): text for number, text in details["problems"].items()}
     check_skipped(list(problems.values()), len(rows), files.root)

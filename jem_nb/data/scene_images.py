@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..core.identity import run_id
 from .cache import cached_array
-from .data_mask import check_beside, data_mask
+from .data_mask import TRANSPARENCY, alpha_bands, check_beside, data_mask, transparency_share
 from .image_files import ImageFileError, facts_of, open_tiff, read_image_file
 from .pixel_values import PixelMeaning, to_byte_range
 from .resize import area_resize
@@ -142,6 +142,21 @@ def _read_all(
               "extremes": np.transpose([sums.low, sums.high]).astype(float).tolist()}
 
 # %% ../../nbs/02_data/27_scene_images.ipynb #78540a4e
+def _unread_bands(files: SceneFiles, facts: SceneFacts) -> list[int]:  # from 1
+    "The bands of a large raster that are not read, but for transparency, as sixteen places in it tell."
+    with open_tiff(files.root / files.raster, largest=sys.maxsize) as file:
+        numbers = facts.numbers or facts_of(file).numbers
+        unread = [band for band in range(1, file.count + 1) if band not in numbers]
+        side = min(64, *file.shape)
+        rows, columns = (np.linspace(0, length - side, 4).astype(int).tolist() for length in file.shape)
+        for band in set(alpha_bands(file)) & set(unread):
+            places = [file.read(band, window=((row, row + side), (column, column + side)))
+                      for row in rows for column in columns]
+            if transparency_share(np.stack(places)) >= TRANSPARENCY:
+                unread.remove(band)
+    return unread
+
+
 def _scale(
     facts: SceneFacts, positions: np.ndarray, side: int | None, image_size: int
 ) -> dict[str, float | None]:  # `metres` and `shrink` of `PixelMeaning`
@@ -191,6 +206,9 @@ def read_scenes(
     if problems:
         _say_once(f"{files.root.name}: {len(problems):,} of {len(files.every):,} images cannot be used and are "
                   f"passed over: {few_of(problems)}")
+    if unread := _unread_bands(files, facts) if files.raster else []:
+        _say_once(f"{files.raster}: band {', '.join(map(str, unread))} is not read, for images with labels are read in "
+                  f"{', '.join(facts.bands)} alone")
     small = facts.sizes[facts.usable].min(axis=1)
     if enlarged := int((small < image_size).sum()) if details["side"] is None else 0:
         _say_once(f"{files.root.name}: {enlarged:,} images have fewer pixels along a side than image_size "

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from ..core.messages import did_you_mean
@@ -123,10 +124,14 @@ def _files(root: Path, pattern: str, kinds: tuple[tuple[str, ...], ...] = (GEOTI
     return sorted(next(filter(None, of_kinds), []))
 
 
+_MOST_NEAR = 100_000  # files among which a name like the one asked for is looked for
+
+
 def _found(root: Path, what: str, pattern: str) -> list[Path]:
     "The rasters of a field of the description; FileNotFoundError if there are none."
     if not (paths := _files(root, pattern, _ENDINGS[what])):
-        there = [path.relative_to(root) for path in _files(root, "**/*", (GEOTIFF + PICTURES,))]
+        near = islice(root.glob("**/*"), _MOST_NEAR)  # the source may be a folder far above
+        there = [path.relative_to(root) for path in near if path.suffix.lower() in GEOTIFF + PICTURES]
         names = {
             name for path in there for name in (str(path.parent), str(path.parent / f"*{path.suffix}"), str(path))
         }

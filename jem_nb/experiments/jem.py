@@ -20,7 +20,7 @@ from ..core.files import write_bytes
 from ..core.generators import named_generator
 from ..core.messages import choice, did_you_mean
 from ..data.given_data import as_bytes, image_of
-from ..data.image_dataset import balanced_subset
+from ..data.image_dataset import UNLABELLED, balanced_subset
 from ..data.pixel_values import fewer_of_large, to_bytes, to_pixels
 from ..data.resize import IGNORED
 from ..energy.energy import energy_of_logits
@@ -44,7 +44,7 @@ def hold_out(images: Any, labels: Any, share: float, seed: int) -> tuple[tuple, 
         raise ValueError(f"{count:,} images: expected at least {round(2 / share)}, of which some are held out; or hand "
                          "over validation=(images, labels)")
     if np.ndim(labels[0]) == 2:  # of pixels; those without any label do not validate
-        known = np.flatnonzero([(np.asarray(label) != IGNORED).any() for label in labels])
+        known = np.flatnonzero([(~np.isin(label, (IGNORED, UNLABELLED))).any() for label in labels])
         chosen = known[np.random.default_rng(seed).permutation(len(known))][:held]
     else:
         names = [str(label) for label in labels]
@@ -76,7 +76,7 @@ class JEM:
 
     def fit(
         self, images: Any,  # [N, C, H, W] of any type; see `given_datasets`
-        labels: Any,  # [N], or [N, H, W] with 255 where there is none
+        labels: Any,  # [N], or [N, H, W] with 255 or -1 where there is none
         validation: tuple[Any, Any] | None = None,  # None: a fifth is held out
         unlabelled: Any = None,  # more images [M, C, H, W], for p(x)
         classes: Sequence[str] | None = None,
@@ -85,6 +85,8 @@ class JEM:
         threads: int | None = None,
     ) -> Self:
         "Train from the beginning; RuntimeError where training diverged."
+        if not len(images):
+            raise ValueError("there are 0 images: expected 1 or more, each with its label; look where they were read")
         maps = np.ndim(labels[0]) == 2
         chosen = {"image_size": image_of(images[0], "image 0").shape[1]} | self.overrides
         own = isinstance(self.network, nn.Module)

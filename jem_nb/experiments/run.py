@@ -66,9 +66,6 @@ def run(
         if ranks.any(bool(asked)):
             name = asked[0] if asked else "another rank"
             raise Interrupted(f"{name}: run {config.run_id} was stopped before it began")
-        if ranks.first:
-            with writable(config, folder):
-                write_json(folder / "config.json", config.as_json())
         keep_freed_memory()
         for remark in handed.remarks if progress else ():
             print(f"note: {remark}", file=sys.stderr)
@@ -91,6 +88,9 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOv
         trainer = build_trainer(config, *data, device, place.ranks, handed.network)
         origin = fingerprint() | {"data": data_digest(*data), "device": device_of(trainer.network).partition(":")[0]}
         require_agreement(origin | {"run": config.run_id}, place.ranks)
+        if place.ranks.first:
+            with writable(config, place.folder):  # now that all fits, or the list would show a run that never began
+                write_json(place.folder / "config.json", config.as_json())
         origin = {name: origin[name] for name in ("torch", "numpy", "data", "device")} | {"threads": str(place.threads)}
         watchers = make_callbacks(config, place, data, origin)
         trainer.callbacks = watchers.all

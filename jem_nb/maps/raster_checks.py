@@ -10,7 +10,7 @@ import numpy as np
 from rasterio import DatasetReader
 
 from ..data.data_mask import check_alpha, check_beside, data_mask
-from ..data.geotiff import scaling_of
+from ..data.geotiff import names_in_words, scaling_of
 from ..data.pixel_values import pixel_sides
 from ..experiments.trained_network import TrainedNetwork
 
@@ -24,8 +24,8 @@ def find_bands(
     in_order = tuple(range(1, len(names) + 1))
     example = f"name those to use by their numbers, such as --bands {','.join(map(str, in_order))}"
     has = (
-        f"{file.name} has {file.count} bands {file.descriptions}, the network was trained on {len(names)}: "
-        f"{', '.join(names)}"
+        f"{file.name} has {file.count} bands ({names_in_words(file.descriptions)}), the network was trained on "
+        f"{len(names)}: {', '.join(names)}"
     )
     if given is not None:
         if len(given) != len(names) or not all(1 <= band <= file.count for band in given):

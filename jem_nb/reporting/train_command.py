@@ -7,18 +7,19 @@ __all__ = ['make_parser', 'main']
 
 # %% ../../nbs/08_reporting/23_train_command.ipynb #deb4e3ae
 import argparse
+import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rasterio.errors import RasterioError
 
-from ..core.files import require_writable
+from ..core.files import require_writable, write_bytes
 from ..data.datasets import DATASETS
-from ..data.describe import describe, summary, usual_split, write_description
+from ..data.describe import add_unlabelled, describe, is_described, summary, usual_split, write_description
 from ..data.image_dataset import ImageDataset
 from ..data.tile_description import read_description
 from ..experiments.config import RunConfig
@@ -61,9 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of everything random (0)")
     parser.add_argument("--class-weights", metavar="WEIGHTS", help="'balanced' makes rare classes count more; or "
                                                                    "numbers")
-    parser.add_argument("--unlabelled", metavar="PLACE", help="images without labels inside DATA, a folder: a folder "
-                                                              "in "
-                        "it, or one large GeoTIFF, which is cut")
+    parser.add_argument("--unlabelled", metavar="PLACE", help="images without labels, where DATA is a folder: a folder "
+                        "in it or anywhere else, or one large GeoTIFF, which is cut")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="fields",
                         help="any other setting, such as marginal_weight=1.0; may be given several times")
     parser.add_argument("--runs", metavar="FOLDER", default="jem_runs", help="where runs lie (%(default)s)")
@@ -73,21 +73,27 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../../nbs/08_reporting/23_train_command.ipynb #9339ed97
+def _own_description(given: argparse.Namespace) -> Path | None:  # None: it is no folder of images
+    "Where the description of a folder lies."
+    if given.data in DATASETS or given.data.endswith(".json"):
+        return None
+    return Path(given.runs) / f"{given.name or Path(given.data).resolve().name}.json"
+
+
 def _described(given: argparse.Namespace) -> str:
     "The name of a data set, or the path of a description; that of a folder is made where there is none."
-    if given.data in DATASETS or given.data.endswith(".json"):
+    if (path := _own_description(given)) is None:
         if given.unlabelled:
-            raise ValueError(f"--unlabelled with {given.data}: expected a folder of images; a description says "
-                             "'unlabelled' itself")
+            line = f'"unlabelled": {json.dumps(given.unlabelled)}'
+            instead = f", or {line} in this file, a path inside its source" * given.data.endswith(".json")
+            raise ValueError(f"--unlabelled {given.unlabelled} with {given.data}: expected a folder of images{instead}")
         return given.data
-    path = Path(given.runs) / f"{given.name or Path(given.data).resolve().name}.json"
     if path.is_file():
-        if Path(read_description(path).source).resolve() != Path(given.data).resolve():
+        if not is_described(given.data, read_description(path)):
             raise ValueError(f"{path} describes {read_description(path).source}: choose another --name for "
                              f"{given.data}")
-        if given.unlabelled not in (None, (known := read_description(path).unlabelled)):
-            raise ValueError(f"--unlabelled {given.unlabelled}, and {path} says 'unlabelled': {known!r}: correct it "
-                             "there, or delete it to have it guessed anew")
+        if given.unlabelled is not None and add_unlabelled(path, given.data, given.unlabelled):
+            _say(given, f"{path} named no images without labels, and now names those of {given.unlabelled}")
         _say(given, f"{path} says how {given.data} is read; delete it to have it guessed anew")
         return str(path)
     description = describe(given.data, given.unlabelled)
@@ -96,6 +102,24 @@ def _described(given: argparse.Namespace) -> str:
     write_description(description, path)
     _say(given, f"written: {path}; correct it where a guess is wrong, and start again")
     return str(path)
+
+
+@contextlib.contextmanager
+def _put_back(given: argparse.Namespace) -> Iterator[None]:
+    "Leave the description of a folder as it was, where the images cannot be used: it may be wrong for the same reason."
+    path = _own_description(given)
+    before = path.read_bytes() if path is not None and path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if path is not None and path.is_file() and path.read_bytes() != before:
+            if before is None:
+                path.unlink()
+                _say(given, f"removed: {path}; to write one and correct it: jem-describe {given.data} {path}")
+            else:
+                write_bytes(path, before)
+                _say(given, f"as before: {path}")
+        raise
 
 
 def _say(given: argparse.Namespace, *lines: str) -> None:
@@ -160,9 +184,11 @@ def _sizes(images: ImageDataset) -> str:
 
 def _train(given: argparse.Namespace) -> tuple[dict, Path]:
     "The record of the run, and its folder."
-    dataset = _described(given)
-    config = _configured(given, dataset)
-    data, network = load_data(config), None
+    network = None
+    with _put_back(given):
+        dataset = _described(given)
+        config = _configured(given, dataset)
+        data = load_data(config)
     if given.network is not None and is_network_file(given.network):
         network = network_from_file(given.network, len(data[0].bands), len(data[0].classes))
     named, _ = hand_over(config, network=network)
