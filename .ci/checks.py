@@ -385,7 +385,7 @@ def different_pictures(committed: Path, rebuilt: Path) -> list[str]:
 
 
 def repeat() -> list[str]:
-    """Runs of each experiment, picked at random, trained again (`07_experiments/23_repetition`): the start of two that
+    """Runs of each experiment, picked at random, trained again (`07_experiments/24_repetition`): the start of two that
     lived, and in every third experiment one from start to end. One of two must start, and one of two end, as it did."""
     experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").glob("*/"))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:

@@ -27,6 +27,7 @@ from ..data.image_dataset import ImageDataset
 from ..energy.aggregation import energy_function
 from ..energy.objective import Objective, jem_objective
 from ..energy.regularizers import regularizer_names
+from ..energy.score_matching import score_matching
 from ..energy.sgld import LangevinSampler, energy_gradient
 from ..energy.training_batch import TrainingBatch
 from ..experiments.config import RunConfig
@@ -34,7 +35,7 @@ from ..experiments.presets import make_config
 from ..experiments.run_data import load_data
 from ..experiments.run_trainer import build_trainer
 from ..networks.architectures import build_network
-from ..networks.noise_conditional import NoiseConditionalJEM, score_matching
+from ..networks.noise_conditional import NoiseConditionalJEM
 
 # %% ../../nbs/11_benchmarks/08_card_correctness.ipynb #98ed0e30
 @contextmanager
@@ -117,13 +118,13 @@ def check_chains(device: str) -> dict[str, float]:
 def check_score_matching(device: str) -> dict[str, float]:
     "Loss and weights' gradient of a noise-conditional JEM, which is differentiated twice."
     torch.manual_seed(0)
-    network = NoiseConditionalJEM(3, 10, (16, 32), 1)
-    nn.init.normal_(network.image.weight, std=0.1)
+    network = NoiseConditionalJEM(3, 10, channels=(16, 32))
+    nn.init.normal_(network.unet.image.weight, std=0.1)
     noise, labels = torch.randn(16, 3, 32, 32, generator=named_generator(0, "noise")), torch.arange(16) % 11 - 1
     sigma, found = torch.logspace(-1.5, 1, 16), []
     for place in ("cpu", device):
         copied = copy.deepcopy(network).to(place)
-        losses, _ = score_matching(copied, _images().to(place), sigma.to(place), noise.to(place), 0.5, labels.to(place))
+        losses, _ = score_matching(copied, *(each.to(place) for each in (_images(), sigma, noise, labels)))
         losses.mean().backward()
         found.append((losses, torch.cat([parameter.grad.flatten() for parameter in copied.parameters()])))
     pairs = zip(("loss", "gradient"), zip(found[1], found[0]))

@@ -22,11 +22,16 @@ from torch import Tensor
 
 from .card_correctness import exact_products
 from .card_speed import peak_gib, seconds_each
-from .score_matching_trainer import Recipe, ScoreMatchingTrainer, Standardised
+from .score_matching_trainer import Recipe, ScoreMatchingTrainer, fitted
+from ..core.generators import named_generator
+from ..data.pixel_values import to_bytes, to_pixels
+from ..energy.flow_sampler import FlowSampler
+from ..energy.score_matching import score_matching
+from ..networks.precision import device_of
 from ..data.eurosat import EUROSAT_CLASSES
 from ..data.resize import area_resize
 from ..evaluation.calibration import expected_calibration_error, reliability
-from ..networks.noise_conditional import FlowSampler, NoiseConditionalJEM, score_matching
+from ..networks.noise_conditional import NoiseConditionalJEM
 
 # %% ../../nbs/11_benchmarks/11_card_jem.ipynb #c77276c3
 def read_parts(folder: str | Path, side: int) -> tuple[np.ndarray, np.ndarray]:  # uint8 [N, 3, side, side], int64 [N]
@@ -43,14 +48,9 @@ def read_parts(folder: str | Path, side: int) -> tuple[np.ndarray, np.ndarray]: 
 
 # %% ../../nbs/11_benchmarks/11_card_jem.ipynb #86444018
 @torch.no_grad()
-def judged(network: Standardised, images: Tensor, labels: Tensor, smallest: float = 0.02) -> dict[str, float]:
+def judged(network: NoiseConditionalJEM, images: Tensor, labels: Tensor) -> dict[str, float]:
     "Accuracy in percent, cross entropy in nats and calibration error in percent, at the smallest noise."
-    logits = torch.cat(
-        [
-            network(network.from_bytes(part), torch.full((len(part),), smallest, device=part.device))[0].float()
-            for part in images.split(500)
-        ]
-    ).cpu()
+    logits = torch.cat([network.class_logits(to_pixels(part)).float() for part in images.split(500)]).cpu()
     target = labels.cpu()
     return {
         "accuracy": 100 * (logits.argmax(1) == target).double().mean().item(),
@@ -60,34 +60,31 @@ def judged(network: Standardised, images: Tensor, labels: Tensor, smallest: floa
 
 # %% ../../nbs/11_benchmarks/11_card_jem.ipynb #6e8324f2
 def denoising_losses(
-    network: Standardised, images: Tensor, seed: int = 0
+    network: NoiseConditionalJEM, images: Tensor, seed: int = 0
 ) -> dict[str, float]:  # by sigma; 1 is the Gaussian's
     "The score-matching loss at single levels of noise, without a class."
     found = {}
-    for sigma in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
+    for sigma in (0.04, 0.1, 0.2, 0.4, 1.0, 2.0, 4.0, 10.0):
         torch.manual_seed(seed)
-        x = network.from_bytes(images)
+        z = network.gaussian.standardise(to_pixels(images))
         losses = [
-            score_matching(
-                network, part, torch.full((len(part),), sigma, device=x.device), torch.randn_like(part), 0.5
-            )[0].detach()
-            for part in x.split(250)
+            score_matching(network, part, torch.full((len(part),), sigma, device=z.device), torch.randn_like(part))[0]
+            .detach()
+            for part in z.split(250)
         ]
         found[str(sigma)] = torch.cat(losses).mean().item()
     return found
 
 # %% ../../nbs/11_benchmarks/11_card_jem.ipynb #ba87a8a1
 def drawn(
-    network: Standardised, each: int, guidance: float, steps: int, seed: int, shape: tuple[int, int, int]
+    network: NoiseConditionalJEM, each: int, guidance: float, steps: int, seed: int, shape: tuple[int, int, int]
 ) -> Tensor:  # uint8 [10 * each, C, H, W]
     "Images of every class from noise, class after class."
-    device = network.mean.device
-    noise = torch.randn(10 * each, *shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    labels = torch.arange(10, device=device).repeat_interleave(each)
-    sampler = FlowSampler(steps, guidance)
-    return torch.cat(
-        [network.to_bytes(sampler.sample(network, *part)) for part in zip(noise.split(500), labels.split(500))]
-    ).cpu()
+    device = device_of(network)
+    labels, like = torch.arange(10, device=device).repeat_interleave(each), torch.zeros(10 * each, *shape, device=device)
+    chain = FlowSampler(steps, guidance=guidance).sample(network, like, named_generator(seed, "drawn", device=str(device)),
+                                                         labels, images_at_once=500)
+    return to_bytes(chain.images.clamp(-1, 1)).cpu()
 
 # %% ../../nbs/11_benchmarks/11_card_jem.ipynb #8f338220
 def time_score_matching(
@@ -96,7 +93,7 @@ def time_score_matching(
 ) -> dict[str, float]:
     "Seconds of an iteration, after those that are not counted."
     torch.manual_seed(0)
-    network = Standardised(NoiseConditionalJEM(3, 10, channels, patch=patch), images).to(device)
+    network = fitted(NoiseConditionalJEM(3, 10, channels=channels, blocks=2, patch=patch), images).to(device)
     network = network.to(memory_format=torch.channels_last) if channels_last else network
     trainer = ScoreMatchingTrainer(
         network, torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), recipe, precision
@@ -112,10 +109,11 @@ def noise_conditional_within(
     seconds: float, images: np.ndarray, labels: np.ndarray, validation: int, device: str, seed: int,
     channels: tuple[int, ...], patch: int, recipe: Recipe, precision: str, report: Callable[[dict], None],
     graph: bool = True, channels_last: bool = False,
-) -> tuple[dict, Standardised, dict[str, Tensor]]:  # what is to be kept: JSON types, the average, and samples
+) -> tuple[dict, NoiseConditionalJEM, dict[str, Tensor]]:  # what is to be kept: JSON types, the average, and samples
     "Train on all but the first `validation` images for so many seconds, and look at what came out."
     torch.manual_seed(seed)
-    network = Standardised(NoiseConditionalJEM(3, 10, channels, patch=patch), images[validation:]).to(device)
+    network = fitted(NoiseConditionalJEM(3, 10, channels=channels, blocks=2, patch=patch), images[validation:])
+    network = network.to(device)
     network = network.to(memory_format=torch.channels_last) if channels_last else network
     stored, classes = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     trainer = ScoreMatchingTrainer(network, stored[validation:], classes[validation:], recipe, precision)

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..data.resize import IGNORED
 
 # %% ../../nbs/04_energy/11_training_batch.ipynb #eabef994
-ROLES = ("labelled", "generated", "real", "joint", "noisy")  # of images; this is their order in a pass through the network
+# of images; this is their order in a pass through the network
+ROLES = ("labelled", "generated", "real", "joint", "noisy")
 
 
 @dataclass(frozen=True)

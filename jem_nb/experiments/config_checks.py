@@ -19,7 +19,7 @@ from ..networks.architectures import find_family, is_segmentation
 from ..networks.u_nets import check_size
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #a423ed13
-def check_types(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
+def check_types(config: Any) -> None:  # of `07_experiments/09_config`, a RunConfig
     "Raise ValueError unless every field is of its declared type; whole numbers pass as floats."
     for name, hint in get_type_hints(type(config)).items():
         value, options = getattr(config, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -77,7 +77,7 @@ def check_positive(part: ConfigPart, *names: str) -> None:
             raise ValueError(f"{name} is {value}: expected a positive number")
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #da5716c3
-def check_together(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
+def check_together(config: Any) -> None:  # of `07_experiments/09_config`, a RunConfig
     "Raise ValueError for values of different parts that do not go together."
     if config.labels_percent < 100 and config.start == "class_gaussians":
         raise ValueError(f"start is 'class_gaussians' with labels_percent {config.labels_percent:g}, and class "
@@ -172,7 +172,7 @@ def _check_restarts(config: Any) -> None:
         )
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #267949cd
-def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
+def check_work(config: Any) -> None:  # of `07_experiments/09_config`, a RunConfig
     "Raise ValueError where ways of saving work do not go together, or with the loop."
     _check_reference(config)
     _check_feedback(config)
@@ -186,7 +186,7 @@ def check_work(config: Any) -> None:  # of `07_experiments/08_config`, a RunConf
     _check_restarts(config)
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #c0ffee61
-def check_ranks(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
+def check_ranks(config: Any) -> None:  # of `07_experiments/09_config`, a RunConfig
     "Raise ValueError where a run cannot be divided among so many processes."
     # what is not a sum over images
     alone = {"loop": "one_pass", "dice_weight": 0.0, "autocorrelation_weight": 0.0, "feedback": "none"}
@@ -218,7 +218,7 @@ def check_ranks(config: Any) -> None:  # of `07_experiments/08_config`, a RunCon
         )
 
 # %% ../../nbs/07_experiments/06_config_checks.ipynb #1b1fc032
-def check_segmentation(config: Any) -> None:  # of `07_experiments/08_config`, a RunConfig
+def check_segmentation(config: Any) -> None:  # of `07_experiments/09_config`, a RunConfig
     "Raise ValueError where data, network and objective are not all for classification, or all for segmentation."
     maps, needed = is_segmentation(config.network), has_maps(config.dataset)
     if needed is not None and maps != needed:

@@ -128,7 +128,7 @@ class ObjectiveConfig(ConfigPart):
     def objective(
         self, energy_scale: float = 1.0,  # of an image's energy against a pixel's
         class_weights: tuple[float, ...] | None = None,
-        score: ScoreMatching = ScoreMatching(0.0),  # see `ScoreConfig`
+        score: ScoreMatching | None = None,  # see `ScoreConfig`
     ) -> Objective:
         return jem_objective(
             self.classification_weight, self.marginal_weight, self.joint_weight, self.regularizer,

@@ -30,8 +30,9 @@ class ReferenceTrainer(Trainer):
         super().__post_init__()
         self.network = self.network.to(memory_format=torch.contiguous_format)
         # an order of its own for the labelled images
+        pad, flip, turn = self.batches.augmentation
         self.labelled = Batches(self.batches.images, self.batches.labels, self.batches.batch_size, self.seed + 2**32,
-                                self.batches.pad, self.batches.flip, self.batches.data_noise)
+                                pad, flip, self.batches.data_noise, turn=turn)
 
     def step(self, images: Tensor, labels: Tensor, number: int) -> None:
         "One iteration, as in `Trainer.step`; `images` are those of p(x), the labelled ones are drawn beside them."

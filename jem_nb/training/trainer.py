@@ -81,10 +81,10 @@ class Trainer(TrainingState):
         real = None if real is None else self.economy.resolution(real.to(device), self.epoch)
         samples = self._walk(labels, number, device, images if real is None else real)
         batch = TrainingBatch(images, labels, real=real, **samples)
+        again = [self.attempt] if self.attempt else []  # after going back, noise that was not seen before
         for term in self.objective.terms:
-            again = [self.attempt] if self.attempt else []
-            drawn = named_generator(self.seed, term.name, self.epoch, number, *again, *self.ranks.names(), device=device)
-            batch = term.prepare(batch, drawn)
+            names = (term.name, self.epoch, number, *again, *self.ranks.names())
+            batch = term.prepare(batch, named_generator(self.seed, *names, device=device))
         return batch
 
     def _walk(self, labels: Tensor, number: int, device: str, real: Tensor) -> dict[str, Tensor]:  # of a TrainingBatch
@@ -137,7 +137,8 @@ class Trainer(TrainingState):
 
     def _backward(self, batch: TrainingBatch) -> dict[str, float]:
         "Leave the gradients of a batch's losses in the weights, part after part; return the losses, of all ranks."
-        sizes, measures, objective = [len(images) for images in batch.images.values()], {}, self.objective.at(self.epoch)
+        objective, sizes = self.objective.at(self.epoch), [len(images) for images in batch.images.values()]
+        measures: dict[str, float] = {}
         parts = batch.split(self.economy.parts(sum(sizes), min(sizes)), self.ranks.total(batch.sizes))
         for number, part in enumerate(parts, start=1):
             with self.together(number == len(parts)), working_precision(device_of(self.network), self.precision):
