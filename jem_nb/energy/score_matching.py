@@ -134,6 +134,5 @@ class ScoreMatching(Term):
             denoising(network, images, batch.sigma, batch.noise) if self.as_denoiser else
             score_matching(network, images, batch.sigma, batch.noise, batch.noisy_given))
         wrong = F.nll_loss(log_posterior, batch.noisy_labels.clamp(min=0), reduction="none")
-        told = known / (1 + (batch.sigma / 2).square())
-        total = losses + self.classification_weight * told * wrong
+        total = losses + self.classification_weight * known * wrong
         return shared.share("noisy") * total.mean()
