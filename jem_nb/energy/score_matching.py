@@ -106,7 +106,7 @@ class ScoreMatching(Term):
     warm_epochs: int = 0  # in which the network learns as a plain denoiser, at a third of the cost
     as_denoiser: bool = False
     name: ClassVar[str] = "score"
-    measure: ClassVar[str] = "score_matching"
+    measure: ClassVar[str] = "score"
     needs: ClassVar[tuple[str, ...]] = ("real", "noisy")
     reads: ClassVar[tuple[str, ...]] = ()  # it asks the network itself
     reads_energies: ClassVar[bool] = False
@@ -134,5 +134,9 @@ class ScoreMatching(Term):
             denoising(network, images, batch.sigma, batch.noise) if self.as_denoiser else
             score_matching(network, images, batch.sigma, batch.noise, batch.noisy_given))
         wrong = F.nll_loss(log_posterior, batch.noisy_labels.clamp(min=0), reduction="none")
-        total = losses + self.classification_weight * known * wrong
-        return shared.share("noisy") * total.mean()
+        matching, noisy = (shared.share("noisy") * each.mean() for each in (losses, known * wrong))
+        shared.found |= {"score_matching": matching.item(), "noisy_classification": noisy.item()}
+        return matching + self.classification_weight * noisy
+
+    def measures(self, shared: SharedPass) -> dict[str, float]:
+        return {name: shared.found[name] for name in ("score_matching", "noisy_classification")}

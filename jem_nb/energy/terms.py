@@ -57,6 +57,7 @@ class SharedPass:
 
     def __init__(self, network: nn.Module, batch: TrainingBatch, terms: Sequence[Term], aggregation: str = "sum"):
         self.network, self.batch, self.aggregation = network, batch, aggregation
+        self.found: dict[str, float] = {}  # what terms computed on the way and will say among their measures
         roles = {self.role(role) for term in terms for role in (term.needs if term.reads is None else term.reads)}
         self.images = {role: images for role, images in batch.images.items() if role in roles}  # as they passed
         for role in {self.role(role) for term in terms for role in term.differentiates}:

@@ -20,6 +20,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.pictures import sample_sheet, shown_bands
 from ..data.pixel_values import to_pixels
 from ..energy.autocorrelation import correlogram_distance
+from ..energy.flow_sampler import FlowSampler
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import nearest_distance, patch_distance, sample_statistics
 from ..evaluation.class_scores import class_scores
@@ -32,7 +33,9 @@ from ..evaluation.training_features import TRAINING_FEATURES, fit_training_featu
 from .config import RunConfig
 from ..networks.architectures import is_own
 from ..networks.context import InContext
+from ..networks.noise_conditional import NoiseConditionalJEM
 from ..networks.own_networks import reference_logits
+from ..networks.precision import device_of
 from .provenance import commit, processor, versions
 from .run_data import known_labels
 from ..training.divergence import side_that_ran
@@ -44,6 +47,7 @@ from ..training.watch_and_history import History
 HISTORY = (
     "energy_real", "energy_generated", "gap", "loss", "classification", "chain_gradient", "chain_movement",
     "pixels_outside_percent", "spread", "implausibility", "implausible_percent", "feedback_weight", "score_matching",
+    "noisy_classification",
 )
 
 # %% ../../nbs/07_experiments/14_run_record.ipynb #bef6c29f
@@ -87,14 +91,23 @@ def _course(
     }
 
 # %% ../../nbs/07_experiments/14_run_record.ipynb #4eac8071
+def _samples(config: RunConfig, trainer: Trainer, train: ImageDataset) -> Tensor:  # [N, C, H, W]
+    "What the network draws, or chains have drawn."
+    if isinstance(trainer.evaluated, NoiseConditionalJEM) and trainer.chains is None:
+        like, source = trainer.buffer.images[:8], named_generator(config.seed, "samples", device=device_of(trainer.network))
+        labels = torch.arange(len(like), device=like.device) % len(train.classes)
+        return FlowSampler(levels=config.score.levels()).sample(trainer.evaluated, like, source, labels).images
+    # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
+    kept = trainer.buffer.samples(1000) if train.segmentation else trainer.buffer.images
+    return kept if trainer.stopped is None or trainer.chains is None else trainer.chains
+
+
 def make_record(
     config: RunConfig, experiment: str, trainer: Trainer, history: History, restart: Restart, train: ImageDataset,
     validation: ImageDataset,
 ) -> tuple[dict, dict[str, bytes]]:  # JSON types, and pictures of samples and of errors, by file name
     "What is kept of a finished run."
-    # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
-    kept = trainer.buffer.samples(1000) if train.segmentation else trainer.buffer.images
-    samples = kept if trainer.stopped is None or trainer.chains is None else trainer.chains
+    samples = _samples(config, trainer, train)
     real = trainer.economy.resolution(
         to_pixels(torch.from_numpy(np.ascontiguousarray(validation.images[:2]))).to(samples), trainer.epoch
     )
