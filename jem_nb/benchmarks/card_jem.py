@@ -81,9 +81,9 @@ def drawn(
 ) -> Tensor:  # uint8 [10 * each, C, H, W]
     "Images of every class from noise, class after class."
     device = device_of(network)
-    labels, like = torch.arange(10, device=device).repeat_interleave(each), torch.zeros(10 * each, *shape, device=device)
-    chain = FlowSampler(steps, guidance=guidance).sample(network, like, named_generator(seed, "drawn", device=str(device)),
-                                                         labels, images_at_once=500)
+    labels = torch.arange(10, device=device).repeat_interleave(each)
+    like, source = torch.zeros(10 * each, *shape, device=device), named_generator(seed, "drawn", device=device)
+    chain = FlowSampler(steps, guidance=guidance).sample(network, like, source, labels, images_at_once=500)
     return to_bytes(chain.images.clamp(-1, 1)).cpu()
 
 # %% ../../nbs/11_benchmarks/11_card_jem.ipynb #8f338220

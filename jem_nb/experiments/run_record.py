@@ -94,7 +94,8 @@ def _course(
 def _samples(config: RunConfig, trainer: Trainer, train: ImageDataset) -> Tensor:  # [N, C, H, W]
     "What the network draws, or chains have drawn."
     if isinstance(trainer.evaluated, NoiseConditionalJEM) and trainer.chains is None:
-        like, source = trainer.buffer.images[:8], named_generator(config.seed, "samples", device=device_of(trainer.network))
+        like = trainer.buffer.images[:8]
+        source = named_generator(config.seed, "samples", device=device_of(trainer.network))
         labels = torch.arange(len(like), device=like.device) % len(train.classes)
         return FlowSampler(levels=config.score.levels()).sample(trainer.evaluated, like, source, labels).images
     # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
