@@ -22,7 +22,7 @@ from .attacks import NORMS, Attack, right_after_chain
 from .calibration import FINE_EDGES, equal_mass, expected_calibration_error, fit_temperature
 from .calibration import proper_scores, reliability
 from .generation import generation
-from .out_of_distribution import SCORES, auroc, false_positive_rate, feature_bank, image_scores
+from .out_of_distribution import auroc, false_positive_rate, feature_bank, image_scores
 from .subject import Subject, kinds_of_images
 from ..networks.precision import device_of
 
@@ -91,14 +91,14 @@ def calibration(subject: Subject) -> dict:  # JSON types
 
 # %% ../../nbs/05_evaluation/11_final_evaluations.ipynb #777ce671
 def unknown(subject: Subject) -> dict:  # JSON types: by kind and score, {"auroc", "fpr95", "range", "known", "unknown"}
-    "How well each of `SCORES` tells unknown kinds from the known one, with histograms."
+    "How well each score of images tells unknown kinds from the known one, with histograms."
     known, kinds = kinds_of_images(subject.train, subject.validation)
     bank = feature_bank(subject.network, subject.pixels(subject.train.images, "bank"))
     ours = image_scores(subject.network, subject.pixels(known, "known"), bank)
     answers: dict[str, dict] = {}
     for kind, images in kinds.items():
         theirs = image_scores(subject.network, subject.pixels(images, kind), bank)
-        answers[kind] = {name: _comparison(ours[name], theirs[name]) for name in SCORES}
+        answers[kind] = {name: _comparison(ours[name], theirs[name]) for name in ours}
     return {"images": len(known), "kinds": answers}
 
 

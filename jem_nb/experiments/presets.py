@@ -60,10 +60,11 @@ NOISE_CONDITIONAL = {
     "network": "noise-conditional-32", "activation": "silu", "normalization": "group", "score_weight": 1.0,
     "classification_weight": 0.3, "marginal_weight": 0.0, "data_noise": 0.0, "pad": 0, "flip": False, "turn": True,
     "image_size": 32, "batch_size": 64, "buffer_size": 64, "learning_rate": 2e-3, "beta2": 0.99,
-    "warmup_iterations": 100, "decay_epochs": (), "cosine": True, "gradient_norm_clip": 1.0, "average_decay": 0.998,
+    "warmup_iterations": 100, "decay_epochs": (), "cosine": True, "gradient_norm_clip": 1.0, "average_decay": 0.995,
 }
 PRESETS["noise-conditional"] = {
-    "*": NOISE_CONDITIONAL | {"epochs": 10}, "scenes": {"train_images": 6000, "validation_images": 1000},
+    "*": NOISE_CONDITIONAL | {"epochs": 11, "warm_epochs": 7},
+    "scenes": {"train_images": 6000, "validation_images": 1000},
     "cifar10": {"train_images": 50000, "validation_images": 10000},
 }
 
@@ -77,6 +78,10 @@ def make_config(
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}: expected one of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}")
     chosen, where = PRESETS[preset], {"preset": preset, "dataset": dataset, "split": splits_of(dataset)[0]}
+    if has_maps(dataset) and "maps" not in chosen:
+        others = ", ".join(name for name in PRESETS if "maps" in PRESETS[name])
+        raise ValueError(f"preset is {preset!r} for dataset {dataset!r}, which has a label for each pixel: expected "
+                         f"one of {others}")
     maps = chosen["maps"] if has_maps(dataset) else {}
     return RunConfig(**where | chosen["*"] | maps | chosen.get(dataset, {}) | overrides)
 
