@@ -42,11 +42,17 @@ def augment(
     return turned(gathered, generator) if turn else gathered
 
 
-def turned(images: Tensor, generator: torch.Generator) -> Tensor:  # [B, C, S, S]
+def turned(
+    images: Tensor,  # [B, C, S, S]
+    generator: torch.Generator | None,  # None: what is drawn where the images are, which a card can record and replay
+) -> Tensor:  # [B, C, S, S]
     "Each image in one of the eight positions that a square view from above can have."
+    def half() -> Tensor:
+        return torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+
     for axis in (2, 3):
-        images = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, images.flip(axis), images)
-    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, images.transpose(2, 3), images)
+        images = torch.where(half(), images.flip(axis), images)
+    return torch.where(half(), images.transpose(2, 3), images)
 
 # %% ../../nbs/02_data/30_batches.ipynb #3814b2db
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:  # int64, a permutation of 0..count-1

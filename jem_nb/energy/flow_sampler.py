@@ -24,7 +24,6 @@ class NoiseSampler(Sampler):
     "From noise to images along falling levels; see `FlowSampler` and `AnnealedLangevin`."
 
     steps: int = 25  # levels
-    levels: NoiseLevels = NoiseLevels()
     guidance: float = 1.0  # w
 
     def __post_init__(self):
@@ -65,6 +64,10 @@ class NoiseSampler(Sampler):
         images = torch.cat(parts)
         return Chain(images, 0.0, (images - network.gaussian.restore(drawn)).square().mean().sqrt().item())
 
+    def levels(self, network: NoiseConditionalJEM) -> Tensor:  # [steps]
+        "From the largest noise that the network was trained at to the smallest."
+        return NoiseLevels.of(network).falling(self.steps)
+
     def score(self, network: NoiseConditionalJEM, z: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
         return log_density_gradient(network, z, level.expand(len(z)), labels, self.guidance)[0]
 
@@ -74,7 +77,7 @@ class FlowSampler(NoiseSampler):
     "Along the probability flow by Heun's steps (Karras et al., 2022, algorithm 1); from the same noise the same image."
 
     def path(self, network, noise, labels, generators):
-        levels = self.levels.falling(self.steps).to(noise)
+        levels = self.levels(network).to(noise)
         z = levels[0] * noise
         yield levels[0].item(), z
         for now, after in zip(levels, [*levels[1:], levels.new_zeros(())]):
@@ -94,7 +97,7 @@ class AnnealedLangevin(NoiseSampler):
     step_size: float = 0.1  # in squared levels
 
     def path(self, network, noise, labels, generators):
-        levels = self.levels.falling(self.steps).to(noise)
+        levels = self.levels(network).to(noise)
         z = levels[0] * noise
         for now, after in zip(levels, [*levels[1:], levels.new_zeros(())]):
             for _ in range(self.moves):

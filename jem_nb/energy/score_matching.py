@@ -81,6 +81,11 @@ class NoiseLevels:
                              "at most 0.2, where images can be recognised, to at least 20, where nothing of them is "
                              "left; samples would begin or end as something else")
 
+    @classmethod
+    def of(cls, network: NoiseConditionalJEM) -> "NoiseLevels":
+        "Between the smallest and the largest noise that a network was trained at."
+        return cls(network.smallest.item(), network.largest.item())
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:  # [count]
         "Levels for a batch of images."
         place, even, chosen = (torch.rand(count, generator=generator, device=generator.device) for _ in range(3))

@@ -15,7 +15,6 @@ from ..core.generators import named_generator
 from ..data.pixel_values import to_bytes, to_pixels
 from ..energy.flow_sampler import FlowSampler
 from ..energy.sample_statistics import frechet_distance
-from ..energy.score_matching import NoiseLevels
 from ..energy.sgld import Sampler
 from .accuracy import accuracy
 from .sample_quality import draw_samples, judged_features, kernel_distance, nearest_images, train_judge
@@ -71,10 +70,9 @@ def flow_kinds(
     device, classes = device_of(subject.network), len(subject.train.classes)
     like = torch.empty((count, *subject.train.images.shape[1:]), device=device)
     asked = torch.arange(count, device=device) % classes
-    levels = NoiseLevels(subject.network.smallest.item())
 
     def drawn(name: str, labels: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        sampler = FlowSampler(levels=levels, guidance=guidance)
+        sampler = FlowSampler(guidance=guidance)
         source = named_generator(subject.seed, "generation", name, device=device)
         images = sampler.sample(subject.network, like, source, labels, images_at_once=100).images
         return images.cpu(), None if labels is None else labels.cpu()

@@ -97,7 +97,7 @@ def _samples(config: RunConfig, trainer: Trainer, train: ImageDataset) -> Tensor
         like = trainer.buffer.images[:8]
         source = named_generator(config.seed, "samples", device=device_of(trainer.network))
         labels = torch.arange(len(like), device=like.device) % len(train.classes)
-        return FlowSampler(levels=config.score.levels()).sample(trainer.evaluated, like, source, labels).images
+        return FlowSampler().sample(trainer.evaluated, like, source, labels).images
     # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
     kept = trainer.buffer.samples(1000) if train.segmentation else trainer.buffer.images
     return kept if trainer.stopped is None or trainer.chains is None else trainer.chains

@@ -98,6 +98,7 @@ def _network(config: RunConfig, train: ImageDataset, given: nn.Module | None) ->
         config.activation, config.normalization)
     if isinstance(network, NoiseConditionalJEM):
         network.smallest.fill_(config.smallest_noise)
+        network.largest.fill_(config.largest_noise)
         network.gaussian.fit(to_pixels(torch.from_numpy(np.ascontiguousarray(train.images[:FITTED]))))
     return network
 

@@ -109,6 +109,7 @@ class NoiseConditionalJEM(EnergyNetwork):
         blocks: int = 1,  # at each level, on the way down and on the way up
         patch: int = 1,  # pixels along the side of what the U-Net sees as one, 2 for 64x64 at the cost of 32x32
         smallest: float = 0.04,  # noise at which images without noise are looked at, in deviations of the data
+        largest: float = 80.0,  # noise at which samples begin
     ):
         super().__init__()
         for name, value, only in (("activation", activation, "silu"), ("normalization", normalization, "group")):
@@ -116,7 +117,8 @@ class NoiseConditionalJEM(EnergyNetwork):
                 raise ValueError(f"{name} is {value!r} with a noise-conditional network: expected {only!r}, for score "
                                  "matching asks for second derivatives, image by image")
         channels = channels or (width, 2 * width, 4 * width)
-        self.register_buffer("smallest", torch.tensor(smallest))  # it goes where the weights go
+        self.register_buffer("smallest", torch.tensor(smallest))  # they go where the weights go
+        self.register_buffer("largest", torch.tensor(largest))
         self.stride = patch * 2 ** (len(channels) - 1)
         self.gaussian, self.unet = GaussianImages(bands), NoisyUNet(bands, channels, blocks, patch)
         self.head = nn.Linear(channels[-1], classes)
