@@ -25,12 +25,16 @@ def log_density_gradient(
     sigma: Tensor,  # [B], in deviations of the data
     labels: Tensor | None = None,  # int64 [B]: of log p(z, y); below 0, and None: of log p(z)
     guidance: float = 1.0,  # w: of log p(z) + w log p(y|z), where there are labels
-    differentiable: bool = False,  # once more, for training
+    differentiable: bool = False,  # once more, for training; of energies only
 ) -> tuple[Tensor, Tensor]:  # [B, C, H, W], and log p(y|z), [B, K]
-    "The score at a level of noise, by the gradient of the logits."
+    "The score at a level of noise, by the gradient of the logits; of a network without an energy, by its denoiser."
     z = z.detach().requires_grad_()
     with torch.enable_grad():
-        log_posterior, log_density = network.posterior_and_density(z, sigma)
+        if network.has_energy:
+            log_posterior, log_density = network.posterior_and_density(z, sigma)
+        else:  # the linear function that has the denoiser's score as its gradient
+            guess, log_posterior = network.denoised(z, sigma)
+            log_density = ((guess - z).detach() / sigma.square()[:, None, None, None] * z).flatten(1).sum(1)
         if labels is not None:
             of_class = log_posterior.gather(1, labels.clamp(min=0)[:, None])[:, 0]
             log_density = log_density + guidance * torch.where(labels >= 0, of_class, 0.0)
@@ -136,7 +140,7 @@ class ScoreMatching(Term):
         known = batch.noisy_labels >= 0
         images = network.gaussian.standardise(batch.noisy)
         losses, log_posterior = (
-            denoising(network, images, batch.sigma, batch.noise) if self.as_denoiser else
+            denoising(network, images, batch.sigma, batch.noise) if self.as_denoiser or not network.has_energy else
             score_matching(network, images, batch.sigma, batch.noise, batch.noisy_given))
         wrong = F.nll_loss(log_posterior, batch.noisy_labels.clamp(min=0), reduction="none")
         matching, noisy = (shared.share("noisy") * each.mean() for each in (losses, known * wrong))

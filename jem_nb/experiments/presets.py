@@ -63,7 +63,7 @@ NOISE_CONDITIONAL = {
     "warmup_iterations": 100, "decay_epochs": (), "cosine": True, "gradient_norm_clip": 1.0, "average_decay": 0.995,
 }
 PRESETS["noise-conditional"] = {
-    "*": NOISE_CONDITIONAL | {"epochs": 11, "warm_epochs": 7},
+    "*": NOISE_CONDITIONAL | {"epochs": 6, "warm_epochs": 4},
     "scenes": {"train_images": 6000, "validation_images": 1000},
     "cifar10": {"train_images": 50000, "validation_images": 10000},
 }

@@ -16,7 +16,7 @@ from torch import nn
 
 from .classifiers import ConvNet, EnergyNetwork, WideResNet
 from .layers import normalize_spectrum
-from .noise_conditional import NoiseConditionalJEM
+from .noise_conditional import DenoisingClassifier, NoiseConditionalJEM
 from .residual import ResidualNet
 from .u_nets import UNet, WideResNetUNet
 
@@ -44,6 +44,7 @@ NETWORKS: dict[str, type[EnergyNetwork]] = {
     "wrn-DEPTH-WIDTH": WideResNet,
     "resnet-WIDTH": ResidualNet,
     "noise-conditional-WIDTH": NoiseConditionalJEM,
+    "denoiser-WIDTH": DenoisingClassifier,
     "unet-WIDTH": UNet,
     "wrn-DEPTH-WIDTH-unet": WideResNetUNet,
 }

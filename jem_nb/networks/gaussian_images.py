@@ -43,17 +43,17 @@ class GaussianImages(nn.Module):
         z = self.standardise(images.float()).double()
         covariance = torch.einsum("nchw,ndhw->cd", z, z) / z[:, 0].numel()
         self.colours = torch.linalg.eigh(covariance)[1].T.float().contiguous()
-        power = self._modes(z.float()).double().square().mean(0)
+        power = self.modes(z.float()).double().square().mean(0)
         self.variances = (((power + power.transpose(1, 2)) / 2).clamp(min=1e-6)).float()
 
     def standardise(self, x: Tensor) -> Tensor: return (x - self.mean) / self.deviation
     def restore(self, z: Tensor) -> Tensor: return z * self.deviation + self.mean
 
-    def _modes(self, z: Tensor) -> Tensor:
+    def modes(self, z: Tensor) -> Tensor:
         rows, columns = (_cosines(side, z.device, z.dtype) for side in z.shape[2:])
         return rows @ torch.einsum("kc,nchw->nkhw", self.colours.to(z), z) @ columns.T
 
-    def _pixels(self, modes: Tensor) -> Tensor:
+    def pixels(self, modes: Tensor) -> Tensor:
         rows, columns = (_cosines(side, modes.device, modes.dtype) for side in modes.shape[2:])
         return torch.einsum("kc,nkhw->nchw", self.colours.to(modes), rows.T @ modes @ columns)
 
@@ -65,7 +65,7 @@ class GaussianImages(nn.Module):
 
     def log_density(self, z: Tensor, sigma: Tensor) -> Tensor:  # [B], in nats
         "Of standardised images `[B, C, H, W]` with noise of deviation `[B]`."
-        modes = self._modes(z)
+        modes = self.modes(z)
         variance = self._variances(z.shape[2:]) + sigma.square()[:, None, None, None]
         terms = modes.square() / variance + (2 * math.pi * variance).log()
         return -0.5 * terms.expand_as(modes).flatten(1).sum(1)
@@ -73,7 +73,7 @@ class GaussianImages(nn.Module):
     def denoised(self, z: Tensor, sigma: Tensor) -> Tensor:  # [B, C, H, W]
         "The mean of the image without noise."
         known = self._variances(z.shape[2:])
-        return self._pixels(self._modes(z) * known / (known + sigma.square()[:, None, None, None]))
+        return self.pixels(self.modes(z) * known / (known + sigma.square()[:, None, None, None]))
 
     def error(self, sigma: Tensor, sides: tuple[int, int]) -> Tensor:  # [B], between 0 and 1
         "Mean square error of `denoised` for images that are this Gaussian."
