@@ -7,7 +7,7 @@ __all__ = ['Term', 'SharedPass', 'Classification', 'Marginal', 'Joint', 'Regular
 
 # %% ../../nbs/04_energy/12_terms.ipynb #4bc9e06d
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Protocol
 
@@ -20,7 +20,7 @@ from .aggregation import AUTOCORRELATIONS, autocorrelation_mismatch, energies_of
 from .aggregation import whole_batch
 from .energy import energy_of_logits
 from .losses import classification_loss, generation_losses, one_pass
-from .regularizers import regularization, regularizer_terms, sides_with_gradient
+from .regularizers import NOISE, has_noisy_side, regularization, regularizer_terms, sides_with_gradient
 from .training_batch import TrainingBatch
 
 # %% ../../nbs/04_energy/12_terms.ipynb #eaa45e79
@@ -169,7 +169,6 @@ class Regularization(Term):
     reduction: str = "mean"  # over the batch, or "sum"
     name: ClassVar[str] = "regularization"
     measure: ClassVar[str] = "regularization"
-    needs: ClassVar[tuple[str, ...]] = ("real", "generated")
 
     def __post_init__(self):
         if bool(regularizer_terms(self.regularizer)) != (self.weight > 0):
@@ -177,13 +176,27 @@ class Regularization(Term):
                              "expected 'none' with 0, or a term with a positive weight")
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        return ("real", "generated", *(["noisy"] if has_noisy_side(self.regularizer) else []))
+
+    @property
     def differentiates(self) -> tuple[str, ...]:
         return sides_with_gradient(self.regularizer)
 
     def __call__(self, shared: SharedPass) -> Tensor:
         shares = shared.share("real"), shared.share("generated")
-        real, generated = (shared.images[shared.role(role)] for role in self.needs)
-        return regularization(self.regularizer, *shared.energies, real, self.reduction, shares, generated)
+        real, generated, *beside = (shared.images[shared.role(role)] for role in self.needs)
+        noisy = (image_energy(shared.logits["noisy"], None, shared.aggregation), *beside, shared.batch.noise) \
+            if beside else None
+        return regularization(self.regularizer, *shared.energies, real, self.reduction, shares, generated, noisy)
+
+    def prepare(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
+        "The batch with noise for penalties that look beside real images."
+        if not has_noisy_side(self.regularizer):
+            return batch
+        real = batch.labelled if batch.real is None else batch.real
+        noise = torch.randn(real.shape, generator=generator, device=generator.device)
+        return replace(batch, noisy=real + NOISE * noise, noise=noise)
 
 # %% ../../nbs/04_energy/12_terms.ipynb #66eb0e87
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ __all__ = ['ScoreConfig', 'is_noise_conditional', 'check_score']
 # %% ../../nbs/07_experiments/08_score_config.ipynb #623c4c93
 from dataclasses import dataclass
 
+from ..energy.regularizers import has_noisy_side
 from ..energy.score_matching import NoiseLevels, ScoreMatching
 from .config_checks import ConfigPart, option
 from ..networks.architectures import find_family, is_own
@@ -53,6 +54,9 @@ def check_score(config) -> None:  # of `07_experiments/09_config`, a RunConfig
                          "levels of noise: expected one that does, such as 'noise-conditional-32', or score_weight 0")
     if not knows:
         return
+    if config.score_weight and has_noisy_side(config.regularizer):
+        raise ValueError(f"regularizer is {config.regularizer!r} with score_weight {config.score_weight:g}: expected "
+                         "one without 'd', for score matching at all levels is more than at one")
     check_size((config.image_size, config.image_size), find_family(config.network)[0].stride)
     for name, expected in _ALONE.items():
         if (value := getattr(config, name)) != expected:
