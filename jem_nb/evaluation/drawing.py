@@ -40,7 +40,8 @@ STEPS = 200  # of a chain from noise
 JUDGES = {
     ("EuroSAT RGB", "random", 22000, 32, 0): {
         "plain": ("eurosat_32_plain.safetensors", "2e31107f04e6d91c45156d331b995baf1c6247515a04e344370aa2d42f61da14"),
-        "structure": ("eurosat_32_structure.safetensors", "bf5ee311c03cc2b8be521a3e79a05207b77e529d8c2c026fd126bd25cc6b3d58"),
+        "structure": ("eurosat_32_structure.safetensors",
+                      "bf5ee311c03cc2b8be521a3e79a05207b77e529d8c2c026fd126bd25cc6b3d58"),
     },
 }
 
