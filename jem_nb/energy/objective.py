@@ -44,6 +44,11 @@ class Objective:
         "Whether any term asks for images of this role."
         return any(role in term.needs for term in self.terms)
 
+    def passes(self, role: str) -> int:
+        "Forward passes, or what costs as much, that learning from an image of this role takes; back costs two."
+        reads = any(role in (term.needs if term.reads is None else term.reads) for term in self.terms)
+        return 3 * reads + sum(term.own_passes(role) for term in self.terms)
+
     def at(self, epoch: int) -> "Objective":
         "The objective as it is in an epoch."
         return replace(self, terms=tuple(term.at(epoch) for term in self.terms))

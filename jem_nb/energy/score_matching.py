@@ -123,6 +123,10 @@ class ScoreMatching(Term):
     def at(self, epoch: int) -> "ScoreMatching":
         return replace(self, as_denoiser=epoch < self.warm_epochs)
 
+    def own_passes(self, role: str) -> int:
+        # there and to the pixels, and back through both; a denoiser goes there and back
+        return 0 if role != "noisy" else 3 if self.as_denoiser else 6
+
     def prepare(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
         "The batch with images, levels and noise for this term."
         others, known = (batch.labelled, batch.labels) if batch.real is None else (batch.real, None)

@@ -44,6 +44,10 @@ class Term(Protocol):
         "The batch with what this term draws for itself, before it is cut into parts."
         return batch
 
+    def own_passes(self, role: str) -> int:
+        "Forward passes, or what costs as much, that it spends on an image of this role beside the shared pass."
+        return 0
+
     def __call__(self, shared: "SharedPass") -> Tensor:  # a scalar with a graph, not yet weighted
         "The loss; those of the parts of a batch add up to that of the whole."
 

@@ -54,6 +54,10 @@ def passes_per_iteration(
 ]:  # forward passes of one image (what costs as much), and calls of the network; means over a run
     "What an iteration costs, with its economies."
     images, economy, generative = config.batch_size, config.work.economy(), bool(config.marginal_weight)
+    if config.score_weight:  # the class alone, and noise: as a denoiser, then as an energy
+        warm = min(1.0, config.warm_epochs / config.epochs)
+        passes = 3 * warm + 6 * (1 - warm)
+        return 3 * min(images, config.labelled_images) + passes * images, 3 + passes
     if config.loop == "reference":
         return images * (2 * config.steps + 9), 2 * config.steps + 9
     # a chain each for p(x) and p(x, y)

@@ -146,8 +146,8 @@ class Trainer(TrainingState):
                 # of ranks the mean is taken, and parts are to be added up
                 (self.ranks.world * losses.total).backward()
             measures = {name: measures.get(name, 0.0) + value for name, value in losses.parts.items()}
-        for images in batch.images.values():
-            self._spend(3, images)
+        for role, images in batch.images.items():
+            self._spend(objective.passes(role), images)
         return self.ranks.total(measures)
 
     def _spend(self, passes: int, images: Tensor) -> None:
