@@ -21,7 +21,7 @@ from ..core.generators import named_generator
 from ..core.paths import find_repository
 from ..data.image_dataset import ImageDataset
 from ..data.pixel_values import to_bytes, to_pixels
-from ..energy.flow_sampler import FlowSampler
+from ..energy.recovery_likelihood import noise_sampler
 from ..energy.sample_statistics import frechet_distance
 from .accuracy import accuracy
 from .filling import filling
@@ -30,7 +30,7 @@ from .sample_quality import draw_samples, kernel_distance, nearest_images, train
 from .spectral_mixture import SpectralMixture, draw_from_mixture
 from .structure import Judge, load_judge, train_structure_judge, yardsticks
 from .subject import Subject
-from ..networks.noise_conditional import NoiseConditionalJEM
+from ..networks.noise_conditional import NoiseConditionalJEM, RecoveryJEM
 from ..networks.precision import device_of, evaluating
 
 # %% ../../nbs/05_evaluation/15_drawing.ipynb #7d2cea93
@@ -89,7 +89,7 @@ def from_noise(subject: Subject, count: int, guidance: float, *purpose: str) -> 
     labels = torch.arange(count, device=device) % classes
     source = named_generator(subject.seed, "drawing", *purpose, device=device)
     if isinstance(subject.network, NoiseConditionalJEM):
-        sampler = FlowSampler(guidance=guidance)
+        sampler = noise_sampler(subject.network, guidance)
         return sampler.sample(subject.network, like, source, labels, images_at_once=100).images.cpu()
     starts = torch.rand(like.shape, generator=source, device=device) * 2 - 1
     parts = [draw_samples(subject.network, subject.sampler.with_steps(STEPS), starts[part], source, labels[part],
@@ -169,16 +169,18 @@ def drawing(
         "real_nearest": nearest_scores(validation[:count], real),
         "judge_accuracy": five_digits(100 * (judges.plain.classes_of(tests[0]) == tests[1]).double().mean().item()),
     }
-    if isinstance(subject.network, NoiseConditionalJEM) and subject.network.has_energy:
+    every_level = isinstance(subject.network, NoiseConditionalJEM) and not isinstance(subject.network, RecoveryJEM)
+    if every_level and subject.network.has_energy:
         source = named_generator(subject.seed, "bits")
         images = torch.from_numpy(np.ascontiguousarray(subject.validation.images[half : half + likely]))
         with evaluating(subject.network):
             bits = bits_per_dimension(subject.network, images, source, steps=40)
         answer["bits_per_dimension"] = five_digits(finite_or_none(bits.mean().item()))
     pictures = {"sheet": samples[: 8 * classes]}
-    if isinstance(subject.network, NoiseConditionalJEM):
+    if every_level:
         with evaluating(subject.network):
-            answer["filling"], pictures["gaps"] = filling(subject.network, validation[half : half + likely // 2], real[:2000])
+            some = validation[half : half + likely // 2]
+            answer["filling"], pictures["gaps"] = filling(subject.network, some, real[:2000])
     sets = yardsticks(validation[:count], known[:count], (real, torch.from_numpy(subject.train.labels)))
     answer["yardsticks"] = {name: scored(some, known[:count]) for name, some in sets.items()}
     answer["yardsticks"] |= _closed_form(subject, real, judges, guidance, chosen_on, scored, count, tried)

@@ -16,7 +16,7 @@ from ..energy.flow_sampler import GapFilling
 from ..networks.noise_conditional import NoiseConditionalJEM
 
 # %% ../../nbs/05_evaluation/14_filling.ipynb #b2fa27e4
-def gaps(shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:  # bool [1, C, H, W]: what is known
+def gaps(shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:  # bool [1, C, H, W]; True: seen
     "A cloud over a fifth of an image, every fourth pair of rows, and the last band."
     bands, height, width = shape
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.files import finite_or_none, five_digits
 from ..core.generators import named_generator
 from ..data.pixel_values import to_bytes, to_pixels
-from ..energy.flow_sampler import FlowSampler
+from ..energy.recovery_likelihood import noise_sampler
 from ..energy.sample_statistics import frechet_distance
 from ..energy.sgld import Sampler
 from .accuracy import accuracy
@@ -72,7 +72,7 @@ def flow_kinds(
     asked = torch.arange(count, device=device) % classes
 
     def drawn(name: str, labels: Tensor | None, guidance: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        sampler = FlowSampler(guidance=guidance)
+        sampler = noise_sampler(subject.network, guidance)
         source = named_generator(subject.seed, "generation", name, device=device)
         images = sampler.sample(subject.network, like, source, labels, images_at_once=100).images
         return images.cpu(), None if labels is None else labels.cpu()

@@ -56,7 +56,7 @@ def passes_per_iteration(
     images, economy, generative = config.batch_size, config.work.economy(), bool(config.marginal_weight)
     if config.score_weight:  # the class alone, and noise: as a denoiser, then as an energy
         warm = min(1.0, config.warm_epochs / config.epochs)
-        passes = 3 * warm + 6 * (1 - warm)
+        passes = 2 * config.recovery_steps + 6 if config.recovery_steps else 3 * warm + 6 * (1 - warm)
         return 3 * min(images, config.labelled_images) + passes * images, 3 + passes
     if config.loop == "reference":
         return images * (2 * config.steps + 9), 2 * config.steps + 9

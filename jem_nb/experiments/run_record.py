@@ -20,7 +20,7 @@ from ..data.image_dataset import ImageDataset
 from ..data.pictures import sample_sheet, shown_bands
 from ..data.pixel_values import to_pixels
 from ..energy.autocorrelation import correlogram_distance
-from ..energy.flow_sampler import FlowSampler
+from ..energy.recovery_likelihood import noise_sampler
 from ..energy.replay_buffer import ReplayBuffer
 from ..energy.sample_statistics import nearest_distance, patch_distance, sample_statistics
 from ..evaluation.class_scores import class_scores
@@ -97,7 +97,7 @@ def _samples(config: RunConfig, trainer: Trainer, train: ImageDataset) -> Tensor
         like = trainer.buffer.images[:8]
         source = named_generator(config.seed, "samples", device=device_of(trainer.network))
         labels = torch.arange(len(like), device=like.device) % len(train.classes)
-        return FlowSampler().sample(trainer.evaluated, like, source, labels).images
+        return noise_sampler(trainer.evaluated).sample(trainer.evaluated, like, source, labels).images
     # of a run that died, the chains that were walking when it did; most slots of its buffer may not have seen it
     kept = trainer.buffer.samples(1000) if train.segmentation else trainer.buffer.images
     return kept if trainer.stopped is None or trainer.chains is None else trainer.chains

@@ -9,10 +9,11 @@ __all__ = ['ScoreConfig', 'is_noise_conditional', 'check_score']
 from dataclasses import dataclass
 
 from ..energy.regularizers import has_noisy_side
+from ..energy.recovery_likelihood import RecoveryLikelihood
 from ..energy.score_matching import NoiseLevels, ScoreMatching
 from .config_checks import ConfigPart, option
 from ..networks.architectures import find_family, is_own
-from ..networks.noise_conditional import NoiseConditionalJEM
+from ..networks.noise_conditional import NoiseConditionalJEM, RecoveryJEM
 from ..networks.u_nets import check_size
 
 # %% ../../nbs/07_experiments/08_score_config.ipynb #d63fdf98
@@ -26,6 +27,7 @@ class ScoreConfig(ConfigPart):
     smallest_noise: float = option(0.04, "in deviations of the data; there images are looked at")
     largest_noise: float = option(80.0, "in deviations of the data; there samples begin")
     warm_epochs: int = option(0, "as a plain denoiser, before the energy learns its gradient", low=0)
+    recovery_steps: int = option(0, "of chains between a few levels, instead of score matching; 0: none", low=0)
 
     def check(self) -> None:
         self.term()  # building it checks it
@@ -33,7 +35,10 @@ class ScoreConfig(ConfigPart):
     def levels(self) -> NoiseLevels:
         return NoiseLevels(self.smallest_noise, self.largest_noise)
 
-    def term(self) -> ScoreMatching:
+    def term(self) -> ScoreMatching | RecoveryLikelihood:
+        if self.recovery_steps:
+            return RecoveryLikelihood(self.score_weight, self.noisy_classification_weight, self.class_share,
+                                      self.recovery_steps)
         return ScoreMatching(self.score_weight, self.noisy_classification_weight, self.class_share, self.levels(),
                              self.warm_epochs)
 
@@ -54,6 +59,9 @@ def check_score(config) -> None:  # of `07_experiments/09_config`, a RunConfig
                          "levels of noise: expected one that does, such as 'noise-conditional-32', or score_weight 0")
     if not knows:
         return
+    if bool(config.recovery_steps) != issubclass(find_family(config.network)[0], RecoveryJEM):
+        raise ValueError(f"recovery_steps is {config.recovery_steps} with network {config.network!r}: expected steps "
+                         "with one of a recovery likelihood, such as 'recovery-32', and 0 with others")
     if config.score_weight and has_noisy_side(config.regularizer):
         raise ValueError(f"regularizer is {config.regularizer!r} with score_weight {config.score_weight:g}: expected "
                          "one without 'd', for score matching at all levels is more than at one")

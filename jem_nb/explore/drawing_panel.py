@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.image_dataset import ImageDataset
-from ..energy.flow_sampler import FlowSampler
+from ..energy.recovery_likelihood import noise_sampler
 from ..energy.score_matching import log_density_gradient
 from ..experiments.trained_network import TrainedNetwork
 from .live_panels import LivePanel
@@ -85,7 +85,7 @@ class DrawingPanel(LivePanel):
     def work(self, report: Callable[[float], bool]) -> None:
         generator, labels = torch.Generator().manual_seed(self.seed), self._labels()
         self.seed += 1  # others each time
-        sampler = FlowSampler(self.levels.value, self.guidance.value)
+        sampler = noise_sampler(self.network, self.guidance.value, self.levels.value)
         noise = torch.randn((self.samples, *self.shape), generator=generator)
         self.frames, self.drawing = [], True
         try:

@@ -16,7 +16,7 @@ from torch import nn
 
 from .classifiers import ConvNet, EnergyNetwork, WideResNet
 from .layers import normalize_spectrum
-from .noise_conditional import DenoisingClassifier, NoiseConditionalJEM
+from .noise_conditional import DenoisingClassifier, NoiseConditionalJEM, RecoveryJEM
 from .residual import ResidualNet
 from .u_nets import UNet, WideResNetUNet
 
@@ -45,6 +45,7 @@ NETWORKS: dict[str, type[EnergyNetwork]] = {
     "resnet-WIDTH": ResidualNet,
     "noise-conditional-WIDTH": NoiseConditionalJEM,
     "denoiser-WIDTH": DenoisingClassifier,
+    "recovery-WIDTH": RecoveryJEM,
     "unet-WIDTH": UNet,
     "wrn-DEPTH-WIDTH-unet": WideResNetUNet,
 }
