@@ -88,7 +88,9 @@ def write_pictures(
 ) -> None:
     "Write what a run can show: samples or maps, chains, the end of one that died, and what it was asked."
     bands, classes = shown_bands(data.bands), len(data.classes)
-    files = {f"{name}.jpg": sample_sheet(images[:, bands], 8 if name == "neighbours" else classes, "JPEG", 92)
+    # many small samples in fewer bytes; neighbours are compared pixel by pixel
+    files = {f"{name}.jpg": sample_sheet(images[:, bands], 8 if name == "neighbours" else classes, "JPEG",
+                                         75 if name in ("sheet", "gaps") else 92)
              for name, images in probed.items()}
     if not watchers.snapshots and "neighbours" not in probed:  # which shows as many samples
         files["samples.png"] = samples
