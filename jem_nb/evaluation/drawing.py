@@ -39,7 +39,7 @@ COUNT = 500  # samples that are reported
 STEPS = 200  # of a chain from noise
 # where training images are these, the judges are known: files in reports/judges/, and the SHA-256 of each
 JUDGES = {
-    ("EuroSAT RGB", "random", 22000, 32, 0): {
+    ("EuroSAT RGB", "random", 22000, 0, 32): {  # images, their number, the seed of the choice, and their size
         "plain": ("eurosat_32_plain.safetensors", "2e31107f04e6d91c45156d331b995baf1c6247515a04e344370aa2d42f61da14"),
         "structure": ("eurosat_32_structure.safetensors",
                       "bf5ee311c03cc2b8be521a3e79a05207b77e529d8c2c026fd126bd25cc6b3d58"),
@@ -60,11 +60,13 @@ class Judges:
 
 def judges_of(train: ImageDataset, iterations: int = 3000) -> Judges:
     "The judges of models that were trained on these images."
-    origin, root, bands, classes = train.provenance, find_repository(), train.images.shape[1], len(train.classes)
-    name = tuple(origin.get(part) for part in ("name", "split", "images", "image_size", "seed"))
-    if root is not None and name in JUDGES and "without_classes" not in origin:
-        return Judges(**{kind: load_judge(root / "reports" / "judges" / file, checksum, bands, classes)
-                         for kind, (file, checksum) in JUDGES[name].items()})
+    origin, root, size = train.provenance, find_repository(), train.images.shape[-1]
+    name = tuple(origin.get(part) for part in ("name", "split", "images", "seed"))
+    for (*of_images, seen), files in JUDGES.items():
+        if root is not None and name == tuple(of_images) and size % seen == 0 and "without_classes" not in origin:
+            return Judges(**{kind: load_judge(root / "reports" / "judges" / file, checksum, train.images.shape[1],
+                                              len(train.classes), shrink=size // seen)
+                             for kind, (file, checksum) in files.items()})
     known = train.with_labels()
     return _learnt(known, hashlib.sha256(np.ascontiguousarray(known.images)).hexdigest(), iterations)
 

@@ -47,11 +47,11 @@ def blurred(images: Tensor, deviation: float = 1.0) -> Tensor:  # [N, C, H, W]
 class Judge:
     "A classifier, of real images, or of real and of phase-randomised ones: see `train_structure_judge`."
 
-    def __init__(self, network: nn.Module, classes: int):
-        self.network, self.classes = network.eval().requires_grad_(False), classes
+    def __init__(self, network: nn.Module, classes: int, shrink: int = 1):  # images are averaged by so much first
+        self.network, self.classes, self.shrink = network.eval().requires_grad_(False), classes, shrink
 
     def features(self, images: Tensor) -> Tensor:  # [N, D]
-        return judged_features(self.network, images)
+        return judged_features(self.network, self._seen(images))
 
     def classes_of(self, images: Tensor) -> Tensor:  # int64 [N]
         "The likeliest class of each image, be it real or phase-randomised."
@@ -62,7 +62,10 @@ class Judge:
         return 100 * (self._logits(images).argmax(1) < self.classes).double().mean().item()
 
     def _logits(self, images: Tensor) -> Tensor:
-        return torch.cat([self.network(part) for part in images.split(500)])
+        return torch.cat([self.network(part) for part in self._seen(images).split(500)])
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return F.avg_pool2d(images, self.shrink) if self.shrink > 1 else images
 
 
 def train_structure_judge(
@@ -105,7 +108,7 @@ def save_judge(path: str | Path, judge: Judge) -> str:  # SHA-256 of the file
 
 
 def load_judge(
-    path: str | Path, checksum: str, bands: int, classes: int, network: str = "resnet-64",
+    path: str | Path, checksum: str, bands: int, classes: int, network: str = "resnet-64", shrink: int = 1,
 ) -> Judge:
     "A judge from its file; ValueError where its SHA-256 is another."
     content = Path(path).read_bytes()
@@ -115,7 +118,7 @@ def load_judge(
     weights = {name: tensor.float() for name, tensor in safetensors.torch.load(content).items()}
     judge = build_network(network, bands, len(weights["head.bias"]), named_generator(0, "judge"), "silu", "group")
     judge.load_state_dict(weights)
-    return Judge(judge, classes)
+    return Judge(judge, classes, shrink)
 
 # %% ../../nbs/05_evaluation/11_structure.ipynb #7374243f
 def yardsticks(
