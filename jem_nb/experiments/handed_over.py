@@ -18,6 +18,7 @@ from ..data.resize import area_resize, majority_resize
 from ..energy.regularizers import needs_gradient
 from .config import RunConfig
 from .run_data import load_data
+from .score_config import score_remarks
 from ..networks.own_networks import OwnNetwork, own_network, remarks
 
 # %% ../../nbs/07_experiments/17_handed_over.ipynb #f1bc01e0
@@ -75,7 +76,7 @@ def hand_over(
     else:
         data = tuple(_shrunk(one, config.image_size) for one in given_datasets(*data, unlabelled, classes, bands))
     if network is None:
-        return (config if data is None else _with_data(config, data)), HandedOver(data)
+        return (config if data is None else _with_data(config, data)), HandedOver(data, remarks=score_remarks(config))
     images = data or load_data(config)
     own, name = own_network(network, len(images[0].bands), len(images[0].classes), config.image_size,
                             needs_gradient(config.regularizer))

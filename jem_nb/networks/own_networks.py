@@ -134,8 +134,8 @@ def _require_second_gradient(network: OwnNetwork, images: Tensor) -> None:
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
     if problem:
-        raise ValueError(f"network {network.title} is not differentiable twice ({problem}), and penalty 'g' takes the "
-                         "gradient of a gradient: expected a network that is, or a regularizer without 'g'")
+        raise ValueError(f"network {network.title} is not differentiable twice ({problem}), and penalties 'g' and 'd' "
+                         "take the gradient of a gradient: expected a network that is, or a regularizer without them")
 
 # %% ../../nbs/03_networks/10_own_networks.ipynb #6fa575b7
 def _last_layer(module: nn.Module, images: Tensor) -> str | None:
