@@ -386,8 +386,8 @@ def different_pictures(committed: Path, rebuilt: Path) -> list[str]:
 
 
 def repeat() -> list[str]:
-    """Runs of each experiment, picked at random, trained again (`07_experiments/24_repetition`): the start of two that
-    lived, and in every third experiment one from start to end. One of two must start, and one of two end, as it did."""
+    """Runs of each experiment, picked at random, trained again (`07_experiments/24_repetition`): the start of one that
+    lived, and in every third experiment one from start to end; where it is another, that of a second one."""
     experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").glob("*/"))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         return sum(pool.map(repeated, experiments, [number % 3 for number in range(len(experiments))]), [])
@@ -405,11 +405,11 @@ def repeated(experiment: str, turn: int) -> list[str]:
     found = []
     for old in choice.sample(living, min(2, len(living))):
         config = RunConfig(**old["config"])
-        if different := start_differences(old, *start_of(config)) + [f"is {config.run_id}"] * (
-            config.run_id != old["run_id"]
-        ):
-            found.append(f"{experiment}: run {old['run_id']} does not start as it did: {'; '.join(different[:5])}")
-    print(f"{experiment}: {min(2, len(living))} of {len(living)} runs begun again, {len(found)} differ")
+        different = start_differences(old, *start_of(config)) + [f"is {config.run_id}"] * (config.run_id != old["run_id"])
+        print(f"{experiment}: run {old['run_id']} of {len(living)} begun again, {'differs' if different else 'the same'}")
+        if not different:
+            break
+        found.append(f"{experiment}: run {old['run_id']} does not start as it did: {'; '.join(different[:5])}")
     found = found if len(found) > 1 else []
     # the judge of `generation` takes minutes, and its repetition is a start
     short = [old for old in living if old["seconds"] < 45 and "generation" not in old["config"].get("probes", ())]
