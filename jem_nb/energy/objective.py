@@ -89,6 +89,7 @@ def jem_objective(
     autocorrelation: str = "moran",  # the measure of it
     energy_scale: float = 1.0,  # of an image's energy against a pixel's, see `aggregation`
     class_weights: tuple[float, ...] | None = None,  # what CE of each class counts; None: 1
+    temperature: float = 1.0,  # at which chains draw, for penalties on scores
     score: ScoreMatching | None = None,  # beside chains, or instead of them, for noise-conditional networks
 ) -> Objective:
     "L_CLA + L_GEN + alpha REG; ValueError names a setting that does not fit."
@@ -98,7 +99,7 @@ def jem_objective(
                    autocorrelation_weight=autocorrelation_weight)
     marginal, joint = (kind(weight, generation_loss, energy_scale)
                        for kind, weight in ((Marginal, marginal_weight), (Joint, joint_weight)))
-    penalty = Regularization(regularizer_weight, regularizer, reduction)
+    penalty = Regularization(regularizer_weight, regularizer, reduction, temperature)
     match = AutocorrelationMatch(autocorrelation_weight, autocorrelation)
     for term, name in ((penalty, f"regularizer {regularizer!r}"), (match, f"autocorrelation_weight {match.weight}")):
         if term.weight and not marginal_weight:

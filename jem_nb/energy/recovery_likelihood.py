@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .flow_sampler import FlowSampler, NoiseSampler
-from .score_matching import log_density_gradient
+from .score_matching import log_density_gradient, with_noisy_images
 from .sgld import chain_noise
 from .terms import SharedPass, Term
 from .training_batch import TrainingBatch
@@ -62,22 +62,18 @@ class RecoveryLikelihood(Term):
         return 2 * self.steps + 6 if role == "noisy" else 0
 
     def prepare(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
-        "The batch with images, the numbers of their levels and the noise of their chains."
-        others, known = (batch.labelled, batch.labels) if batch.real is None else (batch.real, None)
-        given = min(len(batch.labels), round(self.class_share * len(others)))
-        unknown = torch.full((len(others) - given,), -1, device=others.device)
-        shape = (len(others), self.steps + 3, *others.shape[1:])
-        place = torch.rand(len(others), generator=generator, device=generator.device)
-        labels = torch.cat([batch.labels[:given], unknown if known is None else known[given:]])
-        return replace(batch, noisy=torch.cat([batch.labelled[:given], others[given:]]), sigma=place,
-                       noise=torch.randn(shape, generator=generator, device=generator.device), noisy_labels=labels,
-                       noisy_given=torch.cat([batch.labels[:given], unknown]))
+        "The batch with images, levels, and the noise of images and of their chains."
+        batch = with_noisy_images(batch, self.class_share)
+        count, *shape = batch.noisy.shape
+        levels = torch.tensor(RecoveryJEM.levels[:-1], device=generator.device)
+        number = torch.randint(len(levels), (count,), generator=generator, device=generator.device)
+        drawn = torch.randn((count, self.steps + 3, *shape), generator=generator, device=generator.device)
+        return replace(batch, noise=drawn, sigma=levels[number])
 
     def __call__(self, shared: SharedPass) -> Tensor:
         batch, network = shared.batch, recovery(shared.network)
-        levels = batch.noise.new_tensor(network.levels)
-        number = (batch.sigma * (len(levels) - 1)).long()
-        sigma, sigma_next = levels[number], levels[number + 1]
+        levels, sigma = batch.sigma.new_tensor(network.levels), batch.sigma
+        sigma_next = levels[torch.searchsorted(levels, sigma, right=True)]
         low, high = (level[:, None, None, None] for level in (sigma, sigma_next))
         real = network.gaussian.standardise(batch.noisy) + low * batch.noise[:, 0]
         z_next = real + (high.square() - low.square()).sqrt() * batch.noise[:, 1]

@@ -32,10 +32,14 @@ def squared_gradient(
     return gradient.square().flatten(1).sum(1)
 
 
-def denoising_error(energies: Tensor, images: Tensor, noise: Tensor) -> Tensor:  # [B]; noise is standard normal
-    "REG_d: what the gradient does not know of the noise in images, which is `NOISE` times `noise` (Vincent, 2011)."
+def denoising_error(
+    energies: Tensor, images: Tensor,  # as above
+    noise: Tensor,  # standard normal; `NOISE` times it is what the images have of noise
+    temperature: float,  # at which chains draw
+) -> Tensor:  # [B]
+    "REG_d: what the score does not know of the noise in images (Vincent, 2011)."
     (gradient,) = torch.autograd.grad(energies.sum(), images, create_graph=True)
-    return (noise - NOISE * gradient).square().flatten(1).mean(1)
+    return (noise - NOISE / temperature * gradient).square().flatten(1).mean(1)
 
 # %% ../../nbs/04_energy/08_regularizers.ipynb #107dbcac
 SIDES = ("real", "generated", "noisy")
@@ -46,7 +50,8 @@ NOISE = 0.1  # deviation of what is added to real images for the third side, in 
 class Penalty:
     "One term of a regulariser."
 
-    # energies, `[B]`, and their images, `[B, C, H, W]`, to `[B]`; on the noisy side also what noise was added to them
+    # energies, `[B]`, and their images, `[B, C, H, W]`, to `[B]`; on the noisy side also what noise was added
+    # to them, and the chains' temperature
     function: Callable[..., Tensor]
     side: str  # whose energies and images: "real", "generated", or "noisy", real ones with noise
     needs_gradient: bool = False  # whether it differentiates by the images
@@ -117,11 +122,12 @@ def regularization(
     shares: tuple[float, float] = (1.0, 1.0),  # of real and generated images in their whole batches; a sum needs none
     generated: Tensor | None = None,  # the chains' images, for terms that look at them
     noisy: tuple[Tensor, Tensor, Tensor] | None = None,  # of real images with noise: energies, the images, the noise
+    temperature: float = 1.0,  # at which chains draw, for the noisy side
 ) -> Tensor:  # scalar, not yet weighted by alpha
     "REG by name, the sum of its terms; those of the parts of a batch add up to that of the whole."
     weights = shares if reduction == "mean" else (1.0, 1.0)
     sides = {"real": (weights[0], energy_real, images), "generated": (weights[1], energy_generated, generated),
-             "noisy": (weights[0], *(noisy or ()))}
+             "noisy": (weights[0], *(noisy or ()), temperature)}
     total = energy_real.new_zeros(())
     for penalty in (PENALTIES[term] for term in regularizer_terms(name)):
         weight, *given = sides[penalty.side]

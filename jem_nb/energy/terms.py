@@ -171,10 +171,14 @@ class Regularization(Term):
     weight: float = 0.0  # alpha
     regularizer: str = "none"  # see `regularizers`
     reduction: str = "mean"  # over the batch, or "sum"
+    temperature: float = 1.0  # at which chains draw, for penalties on scores
     name: ClassVar[str] = "regularization"
     measure: ClassVar[str] = "regularization"
 
     def __post_init__(self):
+        if has_noisy_side(self.regularizer) and not self.temperature > 0:
+            raise ValueError(f"regularizer {self.regularizer!r} with chains at temperature {self.temperature:g}: "
+                             "expected more than 0, that is a positive chain_noise and step_size")
         if bool(regularizer_terms(self.regularizer)) != (self.weight > 0):
             raise ValueError(f"regularizer {self.regularizer!r} with regularizer_weight {self.weight}: "
                              "expected 'none' with 0, or a term with a positive weight")
@@ -192,7 +196,11 @@ class Regularization(Term):
         real, generated, *beside = (shared.images[shared.role(role)] for role in self.needs)
         noisy = (image_energy(shared.logits["noisy"], None, shared.aggregation), *beside, shared.batch.noise) \
             if beside else None
-        return regularization(self.regularizer, *shared.energies, real, self.reduction, shares, generated, noisy)
+        return regularization(self.regularizer, *shared.energies, real, self.reduction, shares, generated, noisy,
+                              self.temperature)
+
+    def own_passes(self, role: str) -> int:
+        return 3 if role == "noisy" and has_noisy_side(self.regularizer) else 0  # as any gradient of a gradient
 
     def prepare(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
         "The batch with noise for penalties that look beside real images."

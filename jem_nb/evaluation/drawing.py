@@ -173,10 +173,10 @@ def drawing(
     }
     every_level = isinstance(subject.network, NoiseConditionalJEM) and not isinstance(subject.network, RecoveryJEM)
     if every_level and subject.network.has_energy:
-        source = named_generator(subject.seed, "bits")
-        images = torch.from_numpy(np.ascontiguousarray(subject.validation.images[half : half + likely]))
+        source = named_generator(subject.seed, "bits", device=device_of(subject.network))
+        stored = torch.from_numpy(np.ascontiguousarray(subject.validation.images[half : half + likely]))
         with evaluating(subject.network):
-            bits = bits_per_dimension(subject.network, images, source, steps=40)
+            bits = bits_per_dimension(subject.network, stored.to(source.device), source, steps=40)
         answer["bits_per_dimension"] = five_digits(finite_or_none(bits.mean().item()))
     pictures = {"sheet": samples[: 8 * classes]}
     if every_level:

@@ -14,6 +14,7 @@ from ..core.files import five_digits
 from ..core.generators import named_generator
 from ..energy.flow_sampler import GapFilling
 from ..networks.noise_conditional import NoiseConditionalJEM
+from ..networks.precision import device_of
 
 # %% ../../nbs/05_evaluation/14_filling.ipynb #b2fa27e4
 def gaps(shape: tuple[int, int, int], generator: torch.Generator) -> dict[str, Tensor]:  # bool [1, C, H, W]; True: seen
@@ -61,9 +62,10 @@ def filling(
     "Root mean square error where nothing was known, in the pixel range, of a draw and of what needs no network."
     answers, rows = {}, []
     for name, known in gaps(tuple(images.shape[1:]), named_generator(seed, "gaps")).items():
-        source = named_generator(seed, "filling", name)
-        sampler = GapFilling(known=images, mask=known)
-        drawn = sampler.sample(network, images, source).images.clamp(-1, 1)
+        device = device_of(network)
+        sampler = GapFilling(known=images.to(device), mask=known.to(device))
+        source = named_generator(seed, "filling", name, device=device)
+        drawn = sampler.sample(network, sampler.known, source).images.clamp(-1, 1).to(images)
         plain = from_bands(images, train) if name == "band" else from_neighbours(images, known)
         unknown = ~known.expand_as(images)
         errors = {"draw": drawn, "without a network": plain}

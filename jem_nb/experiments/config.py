@@ -61,6 +61,7 @@ class RunConfig:
         check_types(self)
         check_together(self)
         check_score(self)
+        self.objective()  # building it checks it, with what chains say of it
 
     def __getattr__(self, name: str):  # asked for what is no attribute of the whole
         if name not in PART_OF:
@@ -105,7 +106,8 @@ class RunConfig:
         return energy_scale(self.aggregation, self.pixels)
 
     def objective(self, class_weights: tuple[float, ...] | None = None) -> Objective:
-        return self.loss.objective(self.energy_scale, class_weights, self.score.term())
+        temperature = self.chains.temperature(self.pixels, self.energy_scale)
+        return self.loss.objective(self.energy_scale, class_weights, self.score.term(), temperature)
     def sampler(self) -> Sampler: return self.chains.sampler(self.pixels, self.energy_scale)
     def restart_policy(self) -> RestartPolicy: return self.restart.restart_policy(self.energy_scale)
     def criterion(self) -> DivergenceCriterion: return self.divergence.criterion(self.energy_scale)

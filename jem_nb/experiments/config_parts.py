@@ -129,12 +129,13 @@ class ObjectiveConfig(ConfigPart):
         self, energy_scale: float = 1.0,  # of an image's energy against a pixel's
         class_weights: tuple[float, ...] | None = None,
         score: ScoreMatching | None = None,  # see `ScoreConfig`
+        temperature: float = 1.0,  # see `ChainConfig`
     ) -> Objective:
         return jem_objective(
             self.classification_weight, self.marginal_weight, self.joint_weight, self.regularizer,
             self.regularizer_weight / energy_scale, self.reduction, self.aggregation, self.generation_loss,
             self.dice_weight, self.autocorrelation_weight, self.autocorrelation, energy_scale=energy_scale,
-            class_weights=class_weights, score=score)
+            class_weights=class_weights, score=score, temperature=temperature)
 
 # %% ../../nbs/07_experiments/07_config_parts.ipynb #7bea308a
 @dataclass(frozen=True)
@@ -159,6 +160,11 @@ class ChainConfig(ConfigPart):
         if not 0 <= self.reinit_probability <= 1:
             raise ValueError(f"reinit_probability is {self.reinit_probability}: expected a number from 0 to 1")
         choice("start", self.start, {"noise": None, "class_gaussians": None})
+
+    def temperature(self, pixels: int = 1, energy_scale: float = 1.0) -> float:
+        "T, where chains draw from exp(-E / T)."
+        step = self.step_size * pixels / energy_scale
+        return self.chain_noise**2 / (2 * step) if step else 0.0
 
     def sampler(self, pixels: int = 1, energy_scale: float = 1.0) -> Sampler:  # of a map, and of its energy
         return LangevinSampler(self.steps, self.step_size * pixels / energy_scale, self.chain_noise, self.chain_clamp,

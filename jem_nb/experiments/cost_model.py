@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..energy.regularizers import has_noisy_side
 from .config import RunConfig
 from ..networks.architectures import make_network
 
@@ -78,7 +79,8 @@ def passes_per_iteration(
     judged = (images + chains) if config.feedback != "none" and config.feedback_measure in ("energy", "features") else 0
     at_once, backward = config.images_at_once or trained, 3 * (2 if config.sharpness else 1)
     calls = 2 * mean_steps * -(-chains // at_once) + backward * -(-trained // at_once)
-    return coarse * (2 * mean_steps * chains + backward * trained + judged), calls
+    beside = 6 * images * has_noisy_side(config.regularizer)  # real images with noise, and the gradient of a gradient
+    return coarse * (2 * mean_steps * chains + backward * trained + judged) + beside, calls
 
 # %% ../../nbs/07_experiments/11_cost_model.ipynb #ef168151
 def iteration_flop(config: RunConfig, bands: int = 3, classes: int = 10) -> float:

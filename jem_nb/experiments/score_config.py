@@ -70,6 +70,14 @@ def check_score(config) -> None:  # of `07_experiments/09_config`, a RunConfig
     if bool(config.recovery_steps) != issubclass(find_family(config.network)[0], RecoveryJEM):
         raise ValueError(f"recovery_steps is {config.recovery_steps} with network {config.network!r}: expected steps "
                          "with one of a recovery likelihood, such as 'recovery-32', and 0 with others")
+    if config.recovery_steps and config.warm_epochs:
+        raise ValueError(f"warm_epochs is {config.warm_epochs} with recovery_steps {config.recovery_steps}: expected 0, "
+                         "for chains learn an energy from the first epoch on")
+    smallest, *_, largest = RecoveryJEM.levels
+    if config.recovery_steps and (config.smallest_noise, config.largest_noise) != (smallest, largest):
+        raise ValueError(f"noise goes from {config.smallest_noise:g} to {config.largest_noise:g} with recovery_steps "
+                         f"{config.recovery_steps}: expected {smallest:g} to {largest:g}, the levels of "
+                         f"{config.network!r}")
     if config.score_weight and has_noisy_side(config.regularizer):
         raise ValueError(f"regularizer is {config.regularizer!r} with score_weight {config.score_weight:g}: expected "
                          "one without 'd', for score matching at all levels is more than at one")
