@@ -71,8 +71,8 @@ def check_score(config) -> None:  # of `07_experiments/09_config`, a RunConfig
         raise ValueError(f"recovery_steps is {config.recovery_steps} with network {config.network!r}: expected steps "
                          "with one of a recovery likelihood, such as 'recovery-32', and 0 with others")
     if config.recovery_steps and config.warm_epochs:
-        raise ValueError(f"warm_epochs is {config.warm_epochs} with recovery_steps {config.recovery_steps}: expected 0, "
-                         "for chains learn an energy from the first epoch on")
+        raise ValueError(f"warm_epochs is {config.warm_epochs} with recovery_steps {config.recovery_steps}: expected "
+                         "0, for chains learn an energy from the first epoch on")
     smallest, *_, largest = RecoveryJEM.levels
     if config.recovery_steps and (config.smallest_noise, config.largest_noise) != (smallest, largest):
         raise ValueError(f"noise goes from {config.smallest_noise:g} to {config.largest_noise:g} with recovery_steps "

@@ -6,7 +6,7 @@
 __all__ = ['draw_frames', 'DrawingPanel']
 
 # %% ../../nbs/10_explore/05_drawing_panel.ipynb #d8c45389
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import ipywidgets as widgets
 import torch
@@ -17,7 +17,7 @@ from ..data.image_dataset import ImageDataset
 from ..energy.recovery_likelihood import noise_sampler
 from ..energy.score_matching import log_density_gradient
 from ..experiments.trained_network import TrainedNetwork
-from .live_panels import LivePanel
+from .live_panels import FramesPanel
 from .panels import CHOSEN, as_rgb, choice_of, slider
 from ..networks.noise_conditional import noise_conditional
 from ..networks.precision import evaluating
@@ -33,7 +33,7 @@ def draw_frames(panel: "DrawingPanel") -> Figure:
         panel.message.value = "Draw shows samples here"
         return figure
     frames = list(panel.frames)  # the thread that draws appends to it
-    level, images, guesses, told = frames[-1 if panel.drawing else min(panel.frame.value, len(frames) - 1)]
+    level, images, guesses, told = panel.shown()
     curve = figure.add_subplot(axes[0, 0].get_gridspec()[:, :2])
     levels = [max(frame[0], 1e-2) for frame in frames]
     curve.semilogy(levels, color="0.3", lw=0.8)
@@ -49,31 +49,19 @@ def draw_frames(panel: "DrawingPanel") -> Figure:
     return figure
 
 # %% ../../nbs/10_explore/05_drawing_panel.ipynb #027c9823
-class DrawingPanel(LivePanel):
+class DrawingPanel(FramesPanel):
     "Draw samples of a class from noise, and go through the levels again with the slider."
 
     def __init__(self, trained: TrainedNetwork, validation: ImageDataset, samples: int = 8, seed: int = 0):
         self.trained, self.samples, self.seed = trained, samples, seed
         self.network = noise_conditional(trained.network)
         self.shape = validation.images.shape[1:]
-        self.frames: list[tuple[float, Tensor, Tensor, Tensor]] = []  # level, image, guess, p(y|x)
-        self.drawing = False  # then the last frame is shown, whatever the slider says
-        super().__init__(
-            "Draw",
+        super().__init__(  # frames are level, images, guesses, and p(y|x)
+            "Draw", "level",
             toward=choice_of("class", ["each in turn", "any class", *trained.classes]),
             guidance=slider("guidance", 0.0, 6.0, 2.0, 0.5),
             levels=widgets.IntSlider(25, min=5, max=60, description="levels", continuous_update=False),
         )
-        self.frame = widgets.IntSlider(0, min=0, max=0, description="level", continuous_update=False)
-        play = widgets.Play(interval=250)
-        for name in ("value", "min", "max"):
-            widgets.jslink((play, name), (self.frame, name))
-        self.frame.observe(lambda change: self.redraw(), names="value")
-        self.widget.children = (*self.widget.children[:2], widgets.HBox([play, self.frame]), *self.widget.children[2:])
-        self.redraw()
-
-    def changed(self, change: Mapping) -> None:
-        "Another setting is for the next samples: what is shown stays."
 
     def _labels(self) -> Tensor | None:
         toward, count = self.toward.value, len(self.trained.classes)
@@ -87,16 +75,11 @@ class DrawingPanel(LivePanel):
         self.seed += 1  # others each time
         sampler = noise_sampler(self.network, self.guidance.value, self.levels.value)
         noise = torch.randn((self.samples, *self.shape), generator=generator)
-        self.frames, self.drawing = [], True
-        try:
-            with evaluating(self.network):
-                for number, (level, z) in enumerate(sampler.path(self.network, noise, labels, generator)):
-                    self.frames.append(self._frame(level, z, labels, sampler.guidance))
-                    if not report(number / sampler.steps):
-                        break
-        finally:
-            self.drawing = False
-            self.frame.max = self.frame.value = max(0, len(self.frames) - 1)
+        with self.filming(), evaluating(self.network):
+            for number, (level, z) in enumerate(sampler.path(self.network, noise, labels, generator)):
+                self.frames.append(self._frame(level, z, labels, sampler.guidance))
+                if not report(number / sampler.steps):
+                    break
 
     def _frame(self, level: float, z: Tensor, labels: Tensor | None, guidance: float) -> tuple:
         sigma = torch.full((len(z),), max(level, self.network.smallest.item()))
