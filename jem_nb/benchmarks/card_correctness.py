@@ -26,7 +26,7 @@ from ..core.generators import named_generator
 from ..data.image_dataset import ImageDataset
 from ..energy.aggregation import energy_function
 from ..energy.objective import Objective, jem_objective
-from ..energy.regularizers import regularizer_names
+from ..energy.regularizers import PENALTIES
 from ..energy.score_matching import score_matching
 from ..energy.sgld import LangevinSampler, energy_gradient
 from ..energy.training_batch import TrainingBatch
@@ -82,20 +82,23 @@ def check_energies(device: str) -> dict[str, float]:  # relative differences by 
 
 # %% ../../nbs/11_benchmarks/08_card_correctness.ipynb #07f3c2a0
 def _weight_gradients(objective: Objective, network: nn.Module, device: str, maps: bool) -> Tensor:
-    x, generated = _images().to(device), (_images(16) * 0.5).to(device)
     labels = torch.arange(16) % 10
     labels = labels[:, None, None].expand(16, 32, 32) if maps else labels
-    objective(network, TrainingBatch(x, labels.to(device), generated, generated, labels.to(device))).total.backward()
+    batch = TrainingBatch(_images(), labels, _images() * 0.5, _images() * 0.5, labels)
+    for term in objective.terms:
+        batch = term.prepare(batch, named_generator(0, "noise"))
+    there = {name: held.to(device) for name, held in vars(batch).items() if isinstance(held, Tensor)}
+    objective(network, replace(batch, **there)).total.backward()
     return torch.cat([parameter.grad.flatten().cpu() for parameter in network.parameters()])
 
 
 def check_losses(device: str) -> dict[str, float]:
-    "Gradients of the weights, for every penalty and both losses, of a classifier and of a U-Net."
+    "Gradients of the weights, for every penalty, all of them and both losses, of a classifier and of a U-Net."
     found = {}
     for name in ("wrn-10-1", "unet-8"):
         maps = "unet" in name
         for loss in ("contrastive", "bounded"):
-            for penalty in regularizer_names():
+            for penalty in ("none", *PENALTIES, "+".join(PENALTIES)):
                 objective = jem_objective(
                     joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
                     aggregation="mean" if maps else "sum", generation_loss=loss, dice_weight=0.5 * maps)
