@@ -47,7 +47,8 @@ def start_of(
     return {row["iteration"]: row for row in history.rows}, trainer.evaluations[0]
 
 # %% ../../nbs/07_experiments/24_repetition.ipynb #7d608034
-MEASURES = ("classification", "energy_real", "energy_generated", "chain_gradient", "chain_movement", "spread")
+MEASURES = ("classification", "energy_real", "energy_generated", "score_matching", "chain_gradient", "chain_movement",
+            "spread")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}  # of a number, by the network's precision
 
 
