@@ -386,12 +386,9 @@ def different_pictures(committed: Path, rebuilt: Path) -> list[str]:
 
 
 def repeat() -> list[str]:
-    """Runs of every second experiment, picked at random, trained again (`07_experiments/24_repetition`): the start of
-    one that lived, and in some experiments one from start to end; where it is another, that of a second one. The commit
-    says which half it is: what all of them share is in either."""
-    from jem_nb.experiments.provenance import commit
+    """Runs of each experiment, picked at random, trained again (`07_experiments/24_repetition`): the start of one that
+    lived, and in every third experiment one from start to end; where it is another, that of a second one."""
     experiments = sorted(folder.name for folder in (ROOT / "reports" / "runs").glob("*/"))
-    experiments = experiments[int(commit()[:6], 16) % 2 :: 2]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         return sum(pool.map(repeated, experiments, [number % 3 for number in range(len(experiments))]), [])
 

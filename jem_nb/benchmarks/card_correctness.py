@@ -26,7 +26,7 @@ from ..core.generators import named_generator
 from ..data.image_dataset import ImageDataset
 from ..energy.aggregation import energy_function
 from ..energy.objective import Objective, jem_objective
-from ..energy.regularizers import PENALTIES
+from ..energy.regularizers import regularizer_names
 from ..energy.score_matching import score_matching
 from ..energy.sgld import LangevinSampler, energy_gradient
 from ..energy.training_batch import TrainingBatch
@@ -93,12 +93,12 @@ def _weight_gradients(objective: Objective, network: nn.Module, device: str, map
 
 
 def check_losses(device: str) -> dict[str, float]:
-    "Gradients of the weights, for every penalty, all of them and both losses, of a classifier and of a U-Net."
+    "Gradients of the weights, for every penalty and both losses, of a classifier and of a U-Net."
     found = {}
     for name in ("wrn-10-1", "unet-8"):
         maps = "unet" in name
         for loss in ("contrastive", "bounded"):
-            for penalty in ("none", *PENALTIES, "+".join(PENALTIES)):
+            for penalty in regularizer_names():
                 objective = jem_objective(
                     joint_weight=0.5, regularizer=penalty, regularizer_weight=0.2 * (penalty != "none"),
                     aggregation="mean" if maps else "sum", generation_loss=loss, dice_weight=0.5 * maps)

@@ -92,8 +92,7 @@ def generation(
     count = min(count, len(validation) // 2)  # the others test what was learnt from samples
     apart = unused(subject.train)
     apart = apart if len(apart) >= len(real) else subject.train.with_labels()  # where training took nearly all
-    # and no longer than the network on trial: a trial of few images is a short one
-    iterations = min(iterations, PER_IMAGE * min(len(apart), len(real)))
+    iterations = min(iterations, PER_IMAGE * len(apart))
     judge = train_judge(apart.images, apart.labels, len(apart.classes), iterations=iterations)
     features, known = judged_features(judge, real), torch.from_numpy(subject.validation.labels)
     noisy = subject.pixels(subject.validation.images[:count], "noisy").cpu()
