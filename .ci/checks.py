@@ -296,18 +296,18 @@ def records() -> list[str]:
     return problems
 
 
-def rebuild(work: str) -> list[str]:
+def rebuild() -> list[str]:
     copy = copy_of_repository()
     for folder in ("tables", "figures"):
         shutil.rmtree(copy / "reports" / folder, ignore_errors=True)
     environment = os.environ | {"JEM_ROOT": str(copy), "PYTHONPATH": str(copy)}
     environment.pop("JEM_DATA", None)  # records are enough
 
-    def publish(name: str, parameters: dict) -> None:
+    def publish(name: str, parameters: dict) -> None:  # executed once, with its tables and figures
         records_only = {"train_missing": False} if name.startswith("exp_") else {}
-        given = parameters | records_only | {"publish": True}
-        options = [part for key, value in given.items() for part in ("-p", key, str(value))]
-        command = ["papermill", "--no-progress-bar", f"nbs/{name}.ipynb", f"{work}/{name}.ipynb", *options]
+        given = json.dumps(parameters | records_only | {"publish": True})
+        command = "import json, sys; from jem_nb.reporting.publishing import publish_notebook as publish"
+        command = [sys.executable, "-c", f"{command}; publish(sys.argv[1], json.loads(sys.argv[2]))", name, given]
         subprocess.run(command, cwd=copy, check=True, env=environment)
 
     pages = published_with()

@@ -36,7 +36,7 @@ from ..networks.context import InContext
 from ..networks.noise_conditional import NoiseConditionalJEM
 from ..networks.own_networks import reference_logits
 from ..networks.precision import device_of
-from .provenance import commit, processor, versions
+from .provenance import commit, processor, protocol_digest, versions
 from .run_data import known_labels
 from ..training.divergence import side_that_ran
 from ..training.restart import Restart
@@ -131,6 +131,7 @@ def make_record(
             "processor": processor(str(samples.device)),
             "commit": commit(),
         }
+        | ({"protocol": protocol} if (protocol := protocol_digest(experiment)) else {})
         | ({"taken_over": trainer.taken_over} if trainer.taken_over else {})
         | (of_maps(config, trainer, samples, train, validation) if train.segmentation else {})
     )

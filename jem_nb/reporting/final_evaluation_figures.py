@@ -208,14 +208,14 @@ def plot_generation(
 ) -> Figure:
     "Every run a dot, by kind of samples; grey lines: the floor, real images, and the ceiling, noise."
     runs = runs[~runs["diverged"]]
-    kinds = [kind for kind in dict.fromkeys(runs["kind"]) if kind not in ("floor", "floor, with noise", "ceiling")]
+    kinds = [kind for kind in dict.fromkeys(runs["images"]) if kind not in ("floor", "floor, with noise", "ceiling")]
     figure, axes = new_panels(1, len(quantities), (1.1 + 2.5 * len(quantities), 3), sharey=True)
     for panel, (column, label) in zip(axes[0], quantities.items()):
         for mark, style in (("floor", "-"), ("ceiling", ":")):
-            panel.axvline(runs[runs["kind"] == mark][column].mean(), color="0.5", linestyle=style, lw=1, label=mark)
+            panel.axvline(runs[runs["images"] == mark][column].mean(), color="0.5", linestyle=style, lw=1, label=mark)
         for number, model in enumerate(models := list(dict.fromkeys(runs["model"]))):
             for place, kind in enumerate(kinds):
-                values = runs[(runs["model"] == model) & (runs["kind"] == kind)][column]
+                values = runs[(runs["model"] == model) & (runs["images"] == kind)][column]
                 panel.plot(
                     values,
                     [place + (number - (len(models) - 1) / 2) * 0.2] * len(values),

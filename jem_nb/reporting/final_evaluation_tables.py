@@ -131,7 +131,7 @@ def generation_runs(
     "How good the samples of each run are; floor and ceiling are kinds too."
     return rows_of_answers(
         records, cases, "generation",
-        lambda answer: [({"kind": kind}, dict(scores)) for kind, scores in answer["kinds"].items()],
+        lambda answer: [({"images": kind}, dict(scores)) for kind, scores in answer["kinds"].items()],
     )
 
 # %% ../../nbs/08_reporting/14_final_evaluation_tables.ipynb #baea01d7

@@ -38,9 +38,9 @@ def value_of(record: Mapping, *path: str) -> object:
     return value
 
 
-def _best_accuracy(record: Mapping) -> float:  # percent; NaN where no epoch was completed
-    "The best validation accuracy after training began; the untrained network's evaluation, at epoch 0, does not count."
-    return max((e["validation_accuracy"] for e in value_of(record, "evaluations") if e["epoch"] > 0), default=np.nan)
+def _accuracies(record: Mapping) -> list[float]:  # percent; one NaN where no epoch was completed
+    "Validation accuracies after training began; the untrained network's evaluation, at epoch 0, does not count."
+    return [e["validation_accuracy"] for e in value_of(record, "evaluations") if e["epoch"] > 0] or [np.nan]
 
 
 def _last_gap(record: Mapping) -> float:  # nats; NaN for a run that died
@@ -115,7 +115,9 @@ def run_table(
                 key: [value_of(record, key) for record in records]
                 for key in ("iterations", "epochs_completed", "epochs_planned")
             },
-            "accuracy": [_best_accuracy(record) for record in records],
+            "accuracy": [max(_accuracies(record)) for record in records],
+            "last_accuracy": [_accuracies(record)[-1] for record in records],
+            "seed": [record["config"].get("seed") for record in records],
             "gap_end": [_last_gap(record) for record in records],
             # missing numbers are null in JSON and NaN here
             **{
