@@ -108,6 +108,15 @@ class RunConfig:
     def objective(self, class_weights: tuple[float, ...] | None = None) -> Objective:
         temperature = self.chains.temperature(self.pixels, self.energy_scale)
         return self.loss.objective(self.energy_scale, class_weights, self.score.term(), temperature)
+    def classifier(self) -> "RunConfig":
+        "The plain classifier from whose weights this run begins: the same for all that share data, network and seed."
+        terms = ObjectiveConfig(marginal_weight=0.0, dice_weight=self.dice_weight, class_weights=self.class_weights)
+        recipe = {"learning_rate": 1e-3, "warmup_iterations": 100, "decay_epochs": (), "cosine": True,
+                  "gradient_norm_clip": 1.0, "average_decay": 0.995, "evaluate_every": self.classifier_epochs}
+        training = TrainingConfig(seed=self.seed, epochs=self.classifier_epochs, batch_size=self.batch_size, **recipe)
+        return RunConfig("classifier", data=self.data, architecture=self.architecture, loss=terms, training=training,
+                         buffer_size=self.batch_size)
+
     def sampler(self) -> Sampler: return self.chains.sampler(self.pixels, self.energy_scale)
     def restart_policy(self) -> RestartPolicy: return self.restart.restart_policy(self.energy_scale)
     def criterion(self) -> DivergenceCriterion: return self.divergence.criterion(self.energy_scale)

@@ -211,6 +211,8 @@ class TrainingConfig(ConfigPart):
     gradient_norm_clip: float | None = option(None, "largest norm of all gradients together")
     sharpness: float = option(0.0, "rho of sharpness-aware steps")
     average_decay: float | None = option(None, "of averaged weights, which are evaluated")
+    initial_weights: str = option("random", "or 'classifier', those of a plain classifier of the same seed")
+    classifier_epochs: int = option(12, "over which that classifier is trained", low=1)
     evaluate_every: int = option(1, "epochs", low=1)
     ranks: int = option(1,
                         "processes that share each batch, with chains and a part of the buffer of their own, see "
@@ -224,6 +226,12 @@ class TrainingConfig(ConfigPart):
                 raise ValueError(f"{name} is {value}: expected a number from 0 to below 1")
         for name in self.probes:
             choice("probes", name, PROBES)
+        choice("initial_weights", self.initial_weights, {"random": None, "classifier": None})
+        if self.initial_weights == "random" and self.classifier_epochs != type(self).classifier_epochs:
+            raise ValueError(f"classifier_epochs is {self.classifier_epochs} with initial_weights 'random', where no "
+                             "classifier is trained: expected initial_weights='classifier'")
+        if self.initial_weights == "classifier" and self.ranks > 1:
+            raise ValueError(f"ranks is {self.ranks} with initial_weights 'classifier': expected 1")
         self.descent()  # building it checks it
 
     def descent(self) -> Descent:

@@ -8,6 +8,7 @@ __all__ = ['HandedOver', 'hand_over']
 # %% ../../nbs/07_experiments/17_handed_over.ipynb #1c09d312
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,7 @@ class HandedOver:
 
     data: tuple[ImageDataset, ImageDataset] | None = None  # for training, for validation
     network: OwnNetwork | None = None
+    weights: Path | None = None  # of the classifier that it begins from
     remarks: Sequence[str] = ()  # on the network, for its owner
 
 

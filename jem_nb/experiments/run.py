@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..core.files import locked, require_writable, write_bytes, write_json
+from ..core.paths import cache_folder
 from ..core.process import Interrupted, keep_freed_memory, thread_count, requests_to_stop
 from ..core.ranks import ALONE, Ranks
 from ..evaluation.final_evaluations import check_probes
@@ -44,7 +45,7 @@ def run(
 
     With data or a network of your own the run is that of the configuration which `hand_over` gives, as the record says.
     """
-    config, handed = hand_over(config, **own)
+    asked_for, (config, handed) = config, hand_over(config, **own)
     if ranks.world != config.ranks:
         raise ValueError(
             f"run {config.run_id} is for {config.ranks} ranks, and here are {ranks.world}: start it with `launch`, "
@@ -54,6 +55,7 @@ def run(
     folder = run_folder(experiment, config.run_id, root)
     if (record := ranks.same(lambda: finished_record(folder))) is not None:
         return record
+    began_from, weights = _classifier(asked_for, progress, threads, own)
     waiting = f"run {config.run_id} is being computed by another process; waiting for it"
     alone = locked(require_writable(folder) / "run", waiting) if ranks.first else nullcontext()
     with alone, requests_to_stop() as asked:
@@ -70,7 +72,7 @@ def run(
         for remark in handed.remarks if progress else ():
             print(f"note: {remark}", file=sys.stderr)
         place = RunPlace(folder, ranks, asked, progress, report, threads or torch.get_num_threads())
-        _train(config, experiment, place, HandedOver((train, validation), handed.network))
+        _train(config, experiment, place, HandedOver((train, validation), handed.network, weights), began_from)
         return ranks.same(lambda: read_record(folder))
 
 # %% ../../nbs/07_experiments/19_run.ipynb #a23064ee
@@ -80,12 +82,12 @@ def require_agreement(mine: dict[str, str], ranks: Ranks) -> None:
         raise RuntimeError(f"rank {ranks.rank} is not as the first: it has {different}; expected the same everywhere")
 
 # %% ../../nbs/07_experiments/19_run.ipynb #c9f594d8
-def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOver) -> None:
+def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOver, began_from: dict) -> None:
     "Train, and write pictures and record."
     data = handed.data
     with thread_count(place.threads):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        trainer = build_trainer(config, *data, device, place.ranks, handed.network)
+        trainer = build_trainer(config, *data, device, place.ranks, handed.network, handed.weights)
         origin = fingerprint() | {"data": data_digest(*data), "device": device_of(trainer.network).partition(":")[0]}
         require_agreement(origin | {"run": config.run_id}, place.ranks)
         if place.ranks.first:
@@ -101,7 +103,7 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOv
             return  # the first writes for all
         record, kept = make_record(config, experiment, trainer, watchers.history, watchers.restart, *data)
         found, pictures = answers(config, trainer, *data, lambda: watchers.checkpoints.stop_if_asked(trainer))
-        record |= {"threads": place.threads} | ({"probes": found} if config.probes else {})
+        record |= {"threads": place.threads} | ({"probes": found} if config.probes else {}) | began_from
         if seen := watchers.snapshots:
             record |= {"snapshot_epochs": list(seen.maps), "map_rows": seen.map_rows()}
     with writable(config, place.folder):
@@ -115,3 +117,17 @@ def _train(config: RunConfig, experiment: str, place: RunPlace, handed: HandedOv
         write_record(place.folder, record)
     watchers.checkpoints.finish()
     (place.folder / ".run.lock").unlink(missing_ok=True)  # whoever waits for it will find the record
+
+# %% ../../nbs/07_experiments/19_run.ipynb #5bc28864
+def _classifier(config: RunConfig, progress: bool, threads: int | None, own: dict) -> tuple[dict, Path | None]:
+    "What a record says of the classifier that a run begins from, and its weights; the cache keeps those."
+    if config.initial_weights == "random":
+        return {}, None
+    record = run(config.classifier(), "classifiers", cache_folder(), progress, threads=threads, **own)
+    folder = run_folder("classifiers", record["run_id"], cache_folder())
+    if not (weights := folder / "weights.safetensors").exists():
+        raise FileNotFoundError(f"{weights} is missing, the classifier that run {config.run_id} begins from, which "
+                                f"{record['status']}: expected a finished one; delete {folder} to train it again")
+    said = {"run_id": record["run_id"], "validation_accuracy": record["final_validation_accuracy"],
+            "seconds": record["seconds"]}
+    return {"began_from": said}, weights

@@ -8,6 +8,7 @@ __all__ = ['FITTED', 'build_trainer']
 # %% ../../nbs/07_experiments/16_run_trainer.ipynb #687a7a11
 import time
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from ..data.pixel_values import to_pixels
 from ..energy.initial_images import ClassGaussians
 from ..energy.replay_buffer import ReplayBuffer
 from ..evaluation.evaluate import evaluate
+from ..evaluation.training_features import TRAINING_FEATURES
 from .config import RunConfig
 from .run_data import check_labels, class_weights, known_labels
 from .run_record import calibration_now, sample_distance
 from ..networks.architectures import build_network, make_network
 from ..networks.noise_conditional import NoiseConditionalJEM
+from ..training.checkpoint import read_weights
 from ..training.reference_loop import ReferenceTrainer
 from ..training.trainer import Trainer
 
@@ -34,6 +37,7 @@ from ..training.trainer import Trainer
 def build_trainer(
     config: RunConfig, train: ImageDataset, validation: ImageDataset, device: str = "cpu", ranks: Ranks = ALONE,
     network: nn.Module | None = None,  # a user's own, see `hand_over`; None: built by its name
+    weights: Path | None = None,  # with which it begins; None: its own, or new ones
 ) -> Trainer:
     "All parts, ready to train."
     def generator(*names: str | int) -> torch.Generator: return named_generator(config.seed, *names, device=device)
@@ -44,7 +48,11 @@ def build_trainer(
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
         raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} "
                          f"may be of one class, expected at least {classes * config.batch_size}")
-    network = _network(config, train, network).to(device, memory_format=torch.channels_last)
+    network = _network(config, train, network)
+    if weights is not None:
+        network.load_state_dict({name: value for name, value in read_weights(weights)[0].items()
+                                 if name != TRAINING_FEATURES})
+    network = network.to(device, memory_format=torch.channels_last)
     buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, sampler=config.sampler(), buffer=buffer,

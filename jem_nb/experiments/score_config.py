@@ -56,7 +56,7 @@ def score_remarks(config) -> list[str]:  # of a RunConfig
     return []
 
 
-_ALONE = {"loop": "one_pass", "ranks": 1, "coarse_epochs": 0}
+_ALONE = {"loop": "one_pass", "ranks": 1, "coarse_epochs": 0, "initial_weights": "random"}
 
 
 def check_score(config) -> None:  # of `07_experiments/09_config`, a RunConfig
