@@ -48,11 +48,7 @@ def build_trainer(
     if config.class_conditional and config.batch_size > config.buffer_size // classes:
         raise ValueError(f"buffer_size is {config.buffer_size} for {classes} classes: a batch of {config.batch_size} "
                          f"may be of one class, expected at least {classes * config.batch_size}")
-    network = _network(config, train, network)
-    if weights is not None:
-        network.load_state_dict({name: value for name, value in read_weights(weights)[0].items()
-                                 if name != TRAINING_FEATURES})
-    network = network.to(device, memory_format=torch.channels_last)
+    network = _network(config, train, network, weights).to(device, memory_format=torch.channels_last)
     buffer = _buffer(config, train, generator("buffer", *ranks.names()), ranks)
     return {"one_pass": Trainer, "reference": ReferenceTrainer}[config.loop](
         network=network, sampler=config.sampler(), buffer=buffer,
@@ -97,10 +93,16 @@ def _require_memory(config: RunConfig, train: ImageDataset, network: nn.Module |
     require_memory("network", config.network, 16 * sum(weight.numel() for weight in network.parameters()))
 
 
-def _network(config: RunConfig, train: ImageDataset, given: nn.Module | None) -> nn.Module:
+def _network(config: RunConfig, train: ImageDataset, given: nn.Module | None, weights: Path | None) -> nn.Module:
     "A copy of what was given, or a new one, whose weights are drawn on the CPU: so a run starts the same everywhere."
-    if given is not None:
-        return deepcopy(given)
+    network = _drawn(config, train) if given is None else deepcopy(given)
+    if weights is not None:
+        tensors = read_weights(weights)[0]
+        network.load_state_dict({name: tensor for name, tensor in tensors.items() if name != TRAINING_FEATURES})
+    return network
+
+
+def _drawn(config: RunConfig, train: ImageDataset) -> nn.Module:
     network = build_network(
         config.network, train.images.shape[1], len(train.classes), named_generator(config.seed, "weights"),
         config.activation, config.normalization)
