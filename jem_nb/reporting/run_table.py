@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 
 from ..core.messages import did_you_mean
-from ..energy.regularizers import regularizer_names
+from ..experiments.presets import arm_names, arm_of
 
 # %% ../../nbs/08_reporting/03_run_table.ipynb #b1acede5
 def arm_label(
-    config: Mapping[str, object],  # a run's configuration; `regularizer` and `regularizer_weight` are read
-) -> str:  # such as "none" or "r+u 0.2"
-    "Name an arm by its regulariser and weight."
-    regularizer = config["regularizer"]
-    return "none" if regularizer == "none" else f"{regularizer} {config['regularizer_weight']:g}"
+    config: Mapping[str, object],  # a run's configuration
+) -> str:  # such as "none", "r+u 0.2" or "stable"
+    "Name an arm by its regulariser and weight, or by its recipe."
+    arm = arm_of(config)
+    return arm if config["regularizer"] == "none" else f"{arm} {config['regularizer_weight']:g}"
 
 # %% ../../nbs/08_reporting/03_run_table.ipynb #84e4c11a
 def value_of(record: Mapping, *path: str) -> object:
@@ -100,7 +100,7 @@ def run_table(
             "run_id": [value_of(record, "run_id") for record in records],
             **({} if cases is None else {"case": list(cases)}),
             **{column: [value_of(record, "config", column) for record in records] for column in columns},
-            "arm": [value_of(record, "config", "regularizer") for record in records],
+            "arm": [arm_of(value_of(record, "config")) for record in records],
             "weight": [
                 0.0
                 if record["config"]["regularizer"] == "none"
@@ -141,7 +141,7 @@ def require_same(runs: pd.DataFrame, *columns: str) -> None:
 
 def in_order_of_arms(runs: pd.DataFrame) -> pd.DataFrame:
     "Rows in the fixed order of arms, then by weight."
-    position = {arm: i for i, arm in enumerate(regularizer_names())}
+    position = {arm: i for i, arm in enumerate(arm_names())}
     return runs.sort_values(["arm", "weight"], key=lambda c: c.map(position) if c.name == "arm" else c, kind="stable")
 
 

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from ..core.files import write_bytes
 from ..core.messages import did_you_mean
-from ..energy.regularizers import PENALTIES, regularizer_names, regularizer_terms
+from ..energy.regularizers import PENALTIES, regularizer_terms
+from ..experiments.presets import RECIPES, arm_names
 from .stored_pictures import small_png
 
 # %% ../../nbs/08_reporting/06_styles.ipynb #b1d75f7b
@@ -35,16 +36,16 @@ STYLE = {
 
 
 def arm_style(
-    label: str,  # such as "none" or "r+u 0.2", from `arm_label`
+    label: str,  # such as "none", "r+u 0.2" or "stable", from `arm_label`
 ) -> dict[str, str]:  # color, marker and linestyle, as matplotlib names them
-    "The look of an arm: colour and marker tell its regulariser, the line style its weight."
-    regularizer, _, weight = label.partition(" ")
-    if regularizer not in (names := regularizer_names()):
-        raise ValueError(
-            f"arm {label!r}: expected one of {list(names)}, with a weight.{did_you_mean(regularizer, names)}"
-        )
-    # the next terms come behind
-    place = sum(2 ** list(PENALTIES).index(term) for term in regularizer_terms(regularizer))
+    "The look of an arm: colour and marker tell its regulariser or recipe, the line style its weight."
+    arm, _, weight = label.partition(" ")
+    if arm not in (names := arm_names()):
+        raise ValueError(f"arm {label!r}: expected one of {list(names)}, with a weight.{did_you_mean(arm, names)}")
+    if arm in RECIPES:  # in the looks of the sums that nobody trains
+        place = len(ARM_COLORS) - 1 - list(RECIPES).index(arm)
+    else:  # the next terms come behind
+        place = sum(2 ** list(PENALTIES).index(term) for term in regularizer_terms(arm))
     dashes = [
         style for bound, style in ((0.3, "-"), (0.6, "--"), (0.9, "-."), (np.inf, ":")) if float(weight or 0) <= bound
     ]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core.files import write_text
 from ..core.messages import did_you_mean
-from ..energy.regularizers import regularizer_names
+from ..experiments.presets import arm_names
 from .run_table import run_table
 from .survival import death_limit, detectable_difference, exact_logrank_p_value, holm, logrank_p_value
 
@@ -78,7 +78,7 @@ def summarise(
     by: Sequence[str] = BY,  # columns that make an arm: "arm", "weight", or fields of the configuration
     control: Mapping[str, object] | None = CONTROL,  # values of `by` columns that mark the control; None for no tests
     cases: Sequence[str] | None = None,  # the column `case` of each record, if `by` names it
-) -> pd.DataFrame:  # one row an arm, the highest learning rate first, then in that of `regularizer_names`
+) -> pd.DataFrame:  # one row an arm, the highest learning rate first, then in that of `arm_names`
     "Reduce records to one row an arm; raises ValueError where records lack a field or mix protocols."
     by, control = list(by), dict(control or {})
     if unknown := sorted(set(control) - set(by)):
@@ -91,7 +91,7 @@ def summarise(
         column for column in ("arm", "weight") if column in by
     ]
     position = {
-        "arm": lambda arms: arms.map({arm: i for i, arm in enumerate(regularizer_names())}),
+        "arm": lambda arms: arms.map({arm: i for i, arm in enumerate(arm_names())}),
         "learning_rate": lambda rates: -rates,
         "case": lambda found: found.map({case: i for i, case in enumerate(dict.fromkeys(cases))}),
     }
