@@ -70,6 +70,16 @@ PRESETS["noise-conditional"] = {
     "scenes": {"train_images": 6000, "validation_images": 1000},
     "cifar10": {"train_images": 50000, "validation_images": 10000},
 }
+# chains on a network with which people classify: 93 % of EuroSAT's images at 32x32 pixels
+PRESETS["residual"] = {
+    "*": {
+        "network": "resnet-64", "activation": "silu", "normalization": "group", "image_size": 32, "batch_size": 64,
+        "steps": 5, "pad": 0, "flip": False, "turn": True, "learning_rate": 1e-3, "warmup_iterations": 100,
+        "decay_epochs": (), "epochs": 6,
+    },
+    "scenes": {"train_images": 6000, "validation_images": 1000},
+    "cifar10": {"train_images": 50000, "validation_images": 10000},
+}
 
 # %% ../../nbs/07_experiments/10_presets.ipynb #eba47fb6
 def make_config(

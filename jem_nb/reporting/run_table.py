@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.messages import did_you_mean
+from ..experiments.config import PART_OF, RunConfig
 from ..experiments.presets import arm_names, arm_of
 
 # %% ../../nbs/08_reporting/03_run_table.ipynb #b1acede5
@@ -71,6 +72,12 @@ def _check_data(records: Sequence[Mapping]) -> None:
             )
 
 
+def _field(record: Mapping, name: str) -> object:
+    "A field of a run's configuration; where a release had no such field, what has been its default since."
+    later = name in PART_OF and name not in value_of(record, "config")
+    return getattr(RunConfig(), name) if later else value_of(record, "config", name)
+
+
 def survival_times(
     records: Sequence[Mapping],  # finished records
 ) -> tuple[np.ndarray, np.ndarray]:  # epochs until death or censoring, `[N]`; True where the run died, `[N]`
@@ -99,7 +106,7 @@ def run_table(
         {
             "run_id": [value_of(record, "run_id") for record in records],
             **({} if cases is None else {"case": list(cases)}),
-            **{column: [value_of(record, "config", column) for record in records] for column in columns},
+            **{column: [_field(record, column) for record in records] for column in columns},
             "arm": [arm_of(value_of(record, "config")) for record in records],
             "weight": [
                 0.0
