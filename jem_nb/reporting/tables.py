@@ -38,6 +38,7 @@ def _describe(runs: pd.DataFrame) -> dict[str, object]:
         "accuracy_std": accuracy.std(ddof=1),
         "last_accuracy_mean": runs["last_accuracy"].mean(),
         "last_accuracy_std": runs["last_accuracy"].std(ddof=1),
+        "kept": int(runs["kept"].sum()),
         "limit_percent": death_limit(runs["died"].sum(), len(runs)),
         "seconds_per_epoch": runs["seconds_per_epoch"].median(),
         "pixels_outside_percent": runs["pixels_outside_percent"].median(),
