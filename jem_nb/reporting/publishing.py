@@ -126,6 +126,9 @@ def publish_notebook(
     notebook = parameterize_notebook(load_notebook_node(str(root / "nbs" / f"{name}.ipynb")), parameters)
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(root / "nbs")}})
     client.execute(env=os.environ | {EXECUTING: name})
+    for cell in notebook.cells:  # whoever executes the page does not publish it
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace("publish = True", "publish = False")
     private = tuple(str(path) for path in (root, Path.home()) if len(path.parts) > 1)
     cleaned = clean_notebook(conclusion_first(notebook), private)
     shrink_outputs(cleaned)
