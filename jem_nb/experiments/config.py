@@ -108,6 +108,7 @@ class RunConfig:
     def objective(self, class_weights: tuple[float, ...] | None = None) -> Objective:
         temperature = self.chains.temperature(self.pixels, self.energy_scale)
         return self.loss.objective(self.energy_scale, class_weights, self.score.term(), temperature)
+
     def classifier(self) -> "RunConfig":
         "The plain classifier from whose weights this run begins: the same for all that share data, network and seed."
         terms = ObjectiveConfig(marginal_weight=0.0, dice_weight=self.dice_weight, class_weights=self.class_weights)
